@@ -1,0 +1,112 @@
+"""Attacks made of attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from advkit.engine import Attack
+from advkit.errors import UsageError
+from advkit.oracle import Access, Oracle
+from advkit.streams import Streams
+from advkit.threat import Lp
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """The attack n times, from other random starts each time; a row that is done is not tried again.
+
+    Arguments:
+        attack: The attack; one without random draws would only repeat itself.
+        n: How many times.
+
+    Raises:
+        UsageError: n is less than 1.
+    """
+
+    attack: Attack
+    n: int = 10
+    paper = "wrapper: the best of n runs"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"restarts: n is {self.n}; it should be at least 1")
+
+    @property
+    def access(self) -> Access:
+        """The attack's."""
+        return self.attack.access
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """The attack's."""
+        return self.attack.norms
+
+    @property
+    def minimum(self) -> bool:
+        """The attack's."""
+        return self.attack.minimum
+
+    @property
+    def cost(self) -> int:
+        """N times the attack's, and a look at the end of each run."""
+        return self.n * (self.attack.cost + 1)
+
+    def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
+        """The last run's last iterate; the oracle keeps the best of all."""
+        x_adv = self.attack(oracle, x, threat, rng)
+        for _ in range(self.n - 1):
+            oracle.fooled(x_adv)
+            x_adv = self.attack(oracle, x, threat, rng)
+        return x_adv
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Several attacks, one after the other, on the rows that the ones before left standing.
+
+    Arguments:
+        attacks: The attacks, best given cheap ones first.
+
+    Raises:
+        UsageError: There are none.
+    """
+
+    attacks: tuple[Attack, ...]
+    paper = "wrapper: the best of several attacks"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attacks", tuple(self.attacks))
+        if not self.attacks:
+            raise UsageError("worst needs at least one attack")
+
+    @property
+    def access(self) -> Access:
+        """The most that any of them needs."""
+        return max(attack.access for attack in self.attacks)
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Those that all of them serve."""
+        first, *rest = (attack.norms for attack in self.attacks)
+        return tuple(p for p in first if all(p in other for other in rest))
+
+    @property
+    def minimum(self) -> bool:
+        """Whether all of them search for the closest example."""
+        return all(attack.minimum for attack in self.attacks)
+
+    @property
+    def cost(self) -> int:
+        """The sum, and a look at the end of each."""
+        return sum(attack.cost + 1 for attack in self.attacks)
+
+    def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
+        """The last attack's last iterate; the oracle keeps the best of all."""
+        x_adv = x
+        for attack in self.attacks:
+            x_adv = attack(oracle, x, threat, rng)
+            if attack is not self.attacks[-1]:
+                oracle.fooled(x_adv)
+        return x_adv

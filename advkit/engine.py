@@ -1,0 +1,265 @@
+"""Running an attack: on an evaluation's terms (``run``) or on a training's (``perturb``)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from advkit import norms
+from advkit.errors import ModelError, UsageError
+from advkit.oracle import Access, Goal, Model, Oracle, Stop, answer
+from advkit.streams import Streams
+from advkit.threat import Lp, ThreatModel
+
+
+class Attack(Protocol):
+    """What every attack is: frozen data whose fields are its settings, called on an oracle.
+
+    The class says what it serves: ``access``, the least it needs; ``norms``, the p it knows; ``minimum``, whether it searches
+    for the closest example, so that no radius need be given; ``paper``, its source; ``cost``, the most forward and backward
+    passes it makes for a row.
+    """
+
+    @property
+    def access(self) -> Access: ...  # noqa: D102
+    @property
+    def norms(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def minimum(self) -> bool: ...  # noqa: D102
+    @property
+    def paper(self) -> str: ...  # noqa: D102
+    @property
+    def cost(self) -> int: ...  # noqa: D102
+
+    def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
+        """The last iterate, with shape (N, *), inside the threat model; the oracle keeps the best one."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What came of an attack, row by row.
+
+    Attributes:
+        x_adv: The closest success, with shape (N, *); x where there is none.
+        success: Whether it meets the goal, in a last forward pass of its own, with shape (N,).
+        distance: Its distance from x, inf where there is none. A row that met the goal before the attack has distance 0.
+        clean: The outputs for x, with shape (N, K).
+        outputs: The outputs for x_adv, with shape (N, K).
+        forwards: How many forward passes of the attack each row was part of.
+        backwards: How many backward passes.
+        checks: How many forward passes the evaluation itself made: the clean one, and the last one where there was a success.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    distance: Tensor
+    clean: Tensor
+    outputs: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    checks: Tensor
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """The model in evaluation mode with fixed parameters; each module's and parameter's own flag is put back at the end.
+
+    Anything that is not an ``nn.Module`` is left alone.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    training = [module.training for module in modules]
+    requires_grad = [parameter.requires_grad for parameter in parameters]
+    try:
+        if isinstance(model, nn.Module):
+            model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, flag in zip(modules, training, strict=True):
+            module.training = flag
+        for parameter, flag in zip(parameters, requires_grad, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def check_serves(attack: Attack, threat: ThreatModel) -> None:
+    """Refuse an attack that does not serve the threat model.
+
+    Raises:
+        UsageError: The norm is not one of the attack's, or the attack needs a radius and there is none.
+    """
+    name = type(attack).__name__
+    if isinstance(threat, Lp) and threat.p not in attack.norms:
+        served = ", ".join(norms.norm_name(p) for p in attack.norms)
+        raise UsageError(f"{name} does not serve {norms.norm_name(threat.p)}; it serves {served}")
+    if threat.eps == math.inf and not attack.minimum:
+        raise UsageError(f"{name} searches inside a fixed radius and none was given; give one, as in linf(0.3)")
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """Refuse inputs that no attack can start from.
+
+    Raises:
+        UsageError: x is not a batch of finite floats inside the threat model's range, or y is not one label a row.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"the inputs are {kind}; they should be a batch of float tensors")
+    if x.ndim < 2 or not len(x) or not x[0].numel():
+        raise UsageError(f"the inputs have shape {tuple(x.shape)}; they should be (N, *) with at least one example")
+    if len(y) != len(x):
+        raise UsageError(f"there are {len(x)} inputs and {len(y)} labels; there should be one label for each")
+    if not bool(x.isfinite().all()):
+        raise UsageError("the inputs hold NaN or infinite values; they should be finite")
+    if isinstance(threat, Lp):
+        least, most = float(x.min()), float(x.max())
+        if least < threat.low or most > threat.high:
+            raise UsageError(
+                f"the inputs are in [{least:.4g}, {most:.4g}]; the threat model's range is [{threat.low:g}, {threat.high:g}]"
+            )
+
+
+def _check_labels(y: Tensor, outputs: Tensor, goal: Goal) -> None:
+    if y.is_floating_point() or y.ndim != 1 or outputs.ndim != 2:
+        return
+    if outputs.shape[1] < 2:
+        raise ModelError(f"the model returned shape {tuple(outputs.shape)}; it should return at least two logits an example")
+    if int(y.min()) < 0 or int(y.max()) >= outputs.shape[1]:
+        what = "targets" if goal.targeted else "labels"
+        allowed = f"the model has classes 0 to {outputs.shape[1] - 1}"
+        raise UsageError(f"the {what} are between {int(y.min())} and {int(y.max())}; {allowed}")
+
+
+def _check_device(model: Model, x: Tensor) -> None:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if parameter is not None and parameter.device != x.device:
+        raise UsageError(f"the model is on {parameter.device} and the inputs are on {x.device}; put both on one device")
+
+
+@contextlib.contextmanager
+def _attacking(model: Model) -> Iterator[None]:
+    """Autograd on, whatever the caller's mode, and the model frozen."""
+    with torch.inference_mode(False), torch.no_grad(), frozen(model):
+        yield
+
+
+def _own(x: Tensor) -> Tensor:
+    """``x`` without its graph; a tensor made under inference_mode cannot join one, so it is copied."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def run(
+    attack: Attack,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Lp,
+    *,
+    goal: Goal | None = None,
+    access: Access = Access.GRADIENTS,
+    budget: int | None = None,
+    rng: torch.Generator | Streams | None = None,
+) -> AttackResult:
+    """Attack a batch and keep the closest success of each row.
+
+    Arguments:
+        attack: The attack.
+        model: Inputs (N, *) to logits (N, K); a module is used in evaluation mode and left as it was.
+        x: The clean inputs, with shape (N, *), inside the threat model's range.
+        y: The labels, with shape (N,) and dtype int64; the targets, where the goal is targeted.
+        threat: What may change. With eps = inf the closest success is searched for; with a radius, the first one ends a row.
+        goal: What counts as success; by default, any answer but y.
+        access: The most that the attack may ask for.
+        budget: The most forward passes that the attack may make for each row.
+        rng: Where random draws come from; by default, a generator with seed 0.
+
+    Raises:
+        UsageError: The inputs, or the model's answers, are not of this form, or the attack does not serve the threat model.
+        AccessError: The attack asked for more than ``access``.
+    """
+    goal = Goal() if goal is None else goal
+    check_serves(attack, threat)
+    check_inputs(x, y, threat)
+    _check_device(model, x)
+    if budget is not None and budget < 1:
+        raise UsageError(f"the budget is {budget} forward passes; it should be at least 1")
+    with _attacking(model):
+        x, y = _own(x), _own(y)
+        oracle = Oracle(model, x, y, threat, goal, access, budget)
+        clean = _clean(oracle, model)
+        with contextlib.suppress(Stop):
+            oracle.fooled(attack(oracle, x, threat, _streams(rng, x)))
+        return _verified(oracle, model, clean)
+
+
+def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
+    if isinstance(rng, Streams):
+        return rng
+    return Streams.of(torch.Generator().manual_seed(0) if rng is None else rng, len(x), x.device)
+
+
+def _clean(oracle: Oracle, model: Model) -> Tensor:
+    """The outputs for x; rows that already meet the goal are done, at distance 0."""
+    x = oracle.x
+    given = x.clone()
+    outputs = answer(model, given)
+    if not torch.equal(given, x):
+        raise ModelError("the model changes its input in place; it should leave its input alone")
+    _check_labels(oracle.y, outputs, oracle.goal)
+    oracle.keep(x, outputs, torch.arange(len(x), device=x.device))
+    return outputs
+
+
+def _verified(oracle: Oracle, model: Model, clean: Tensor) -> AttackResult:
+    """Decide success, once: a forward pass of its own over what was found, and the threat model's word."""
+    outputs, success = clean.clone(), oracle.found.clone()
+    rows = (oracle.found & (oracle.distance > 0)).nonzero().squeeze(1)
+    if len(rows):
+        outputs[rows] = answer(model, oracle.best[rows])
+        allowed = oracle.threat.allows(oracle.best[rows], oracle.x[rows])
+        success[rows] = allowed & oracle.goal.met(outputs[rows], oracle.y[rows])
+    keep = success.view(-1, *(1,) * (oracle.x.ndim - 1))
+    checks = torch.ones_like(oracle.forwards)
+    checks[rows] += 1
+    return AttackResult(
+        x_adv=torch.where(keep, oracle.best, oracle.x),
+        success=success,
+        distance=torch.where(success, oracle.distance, torch.full_like(oracle.distance, math.inf)),
+        clean=clean,
+        outputs=torch.where(success.unsqueeze(1), outputs, clean) if clean.ndim == 2 else outputs,
+        forwards=oracle.forwards,
+        backwards=oracle.backwards,
+        checks=checks,
+    )
+
+
+def perturb(
+    attack: Attack,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Lp,
+    *,
+    rng: torch.Generator | Streams,
+    goal: Goal | None = None,
+) -> Tensor:
+    """The attack's last iterate, with shape (N, *): what adversarial training learns from.
+
+    No row stops early, nothing is counted, and a row that was not fooled is not given back clean (training on clean inputs
+    where the attack failed would teach the model the opposite). The arguments are those of :func:`run`; for the loss ``kl``,
+    y are the logits of a reference, with shape (N, K).
+
+    Raises:
+        UsageError: As in :func:`run`.
+    """
+    check_serves(attack, threat)
+    check_inputs(x, y, threat)
+    _check_device(model, x)
+    with _attacking(model):
+        x, y = _own(x), _own(y)
+        return attack(Oracle(model, x, y, threat, goal, track=False), x, threat, _streams(rng, x))

@@ -1,0 +1,128 @@
+"""Geometry of the l_p balls around zero, per example.
+
+Every function takes a batch-first tensor ``d`` of shape (N, *) and treats each row as one vector. ``p`` is 0, 1, 2 or inf;
+l_0 counts the entries that are not zero. Radii are a number or a tensor of shape (N,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advkit.errors import UsageError
+
+NORMS = (0.0, 1.0, 2.0, math.inf)
+
+
+def norm_name(p: float) -> str:
+    """The name of a norm: ``l_inf``, ``l_2``.
+
+    >>> norm_name(math.inf), norm_name(2)
+    ('l_inf', 'l_2')
+    """
+    return "l_inf" if p == math.inf else f"l_{p:g}"
+
+
+def check_norm(p: float) -> float:
+    """``p`` as a float, or a sentence saying which norms there are."""
+    if p not in NORMS:
+        raise UsageError(f"p is {p!r}; the norms are 0, 1, 2 and inf")
+    return float(p)
+
+
+def dual(p: float) -> float:
+    """The q of the dual norm: 1/p + 1/q = 1. For p = 0 it is 1, as steps are bounded entry by entry."""
+    return {0.0: 1.0, 1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[p]
+
+
+def per_row(value: float | Tensor, d: Tensor) -> float | Tensor:
+    """``value`` in a shape that broadcasts against ``d``: a number stays one, (N,) becomes (N, 1, ...)."""
+    return value.view(-1, *(1,) * (d.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
+
+
+def lp_norm(d: Tensor, p: float) -> Tensor:
+    """The l_p norm of each row, with shape (N,)."""
+    flat = d.reshape(len(d), -1)
+    if p == 0:
+        return (flat != 0).sum(1).to(d.dtype)
+    if p == math.inf:
+        return flat.abs().amax(1)
+    return torch.linalg.vector_norm(flat, p, dim=1)
+
+
+def project(d: Tensor, p: float, eps: float | Tensor) -> Tensor:
+    r"""The closest point of the ball: argmin over z of ||z - d||_2 subject to ||z||_p <= eps, for each row.
+
+    For l_1 this is the soft threshold found by sorting (Duchi, Shalev-Shwartz, Singer and Chandra, 2008, "Efficient
+    projections onto the l1-ball for learning in high dimensions", https://doi.org/10.1145/1390156.1390191); for l_0 the eps
+    largest entries stay, the first ones where several are equal.
+
+    >>> project(torch.tensor([[3.0, -4.0]]), 2, 1.0)
+    tensor([[ 0.6000, -0.8000]])
+    >>> project(torch.tensor([[3.0, -4.0]]), 1, 3.0)
+    tensor([[ 1., -2.]])
+    """
+    if p == math.inf:
+        return d.clamp(-eps, eps) if not isinstance(eps, Tensor) else _clamp_rows(d, eps)
+    if p == 2:
+        radius = per_row(eps, d)
+        norm = per_row(lp_norm(d, 2), d)
+        return d * (radius / norm).clamp(max=1.0).nan_to_num(1.0)  # type: ignore[union-attr]
+    return _project_l1(d, eps) if p == 1 else _project_l0(d, eps)
+
+
+def _clamp_rows(d: Tensor, eps: Tensor) -> Tensor:
+    radius = per_row(eps, d)
+    assert isinstance(radius, Tensor)
+    return torch.minimum(torch.maximum(d, -radius), radius)
+
+
+def _radii(d: Tensor, eps: float | Tensor) -> Tensor:
+    return torch.as_tensor(eps, dtype=d.dtype, device=d.device).expand(len(d)).unsqueeze(1)
+
+
+def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
+    radius = _radii(d, eps)
+    u = d.reshape(len(d), -1).abs()
+    mu = u.sort(dim=1, descending=True).values
+    excess = mu.cumsum(1) - radius
+    k = torch.arange(1, u.shape[1] + 1, device=d.device, dtype=d.dtype)
+    rho = (mu * k > excess).sum(1, keepdim=True).clamp(min=1)
+    theta = (excess.gather(1, rho - 1) / rho).clamp(min=0.0)
+    theta = torch.where(u.sum(1, keepdim=True) > radius, theta, torch.zeros_like(theta))
+    return d.sign() * (u - theta).clamp(min=0.0).view_as(d)
+
+
+def _project_l0(d: Tensor, eps: float | Tensor) -> Tensor:
+    flat = d.reshape(len(d), -1)
+    rank = torch.empty_like(flat, dtype=torch.int64)
+    order = flat.abs().argsort(dim=1, descending=True, stable=True)
+    rank.scatter_(1, order, torch.arange(flat.shape[1], device=d.device).expand_as(order))
+    return torch.where(rank < _radii(d, eps), flat, torch.zeros_like(flat)).view_as(d)
+
+
+def steepest(g: Tensor, p: float, k: int = 1) -> Tensor:
+    """The direction in which ``g`` grows fastest: argmax over v of <g, v> subject to ||v||_p <= 1, for each row.
+
+    It attains the dual norm, <g, v> = ||g||_q. For l_1 that is one entry, the first where several tie; with k > 1 the k
+    largest share the unit equally, which makes better progress over several steps (Tramer and Boneh, 2019,
+    https://arxiv.org/abs/1904.13000). The l_0 ball has no such direction (it is a cone); there v = g / max|g|, and the
+    ball's own projection decides which entries stay (Croce and Hein, 2019, https://arxiv.org/abs/1909.05040). A zero row
+    stays zero.
+
+    >>> steepest(torch.tensor([[3.0, -4.0]]), 2)
+    tensor([[ 0.6000, -0.8000]])
+    >>> steepest(torch.tensor([[3.0, -4.0]]), 1)
+    tensor([[ 0., -1.]])
+    """
+    if p == math.inf:
+        return g.sign()
+    if p == 1:
+        flat = g.reshape(len(g), -1)
+        # argmax and topk may break ties differently from one device or batch to another; a stable sort does not.
+        i = flat.abs().argsort(dim=1, descending=True, stable=True)[:, :k] if k > 1 else flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, i, flat.gather(1, i).sign() / i.shape[1]).view_as(g)
+    norm = lp_norm(g, 2 if p == 2 else math.inf)
+    return g / per_row(norm.clamp(min=torch.finfo(g.dtype).tiny), g)

@@ -1,0 +1,158 @@
+"""What an adversary may change, and how far.
+
+A threat model knows nothing of models or labels. The range of the data belongs to it: pixels are in [0, 1], waveforms in
+[-1, 1], and a perturbation that leaves the range is not allowed, whatever its norm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from advkit import norms
+from advkit.errors import UsageError
+from advkit.spec import Table
+from advkit.streams import Streams
+
+
+class ThreatModel(Protocol):
+    """What every threat model answers; frozen data. Inputs are batch-first, (N, *), floating point."""
+
+    @property
+    def eps(self) -> float:
+        """The radius; inf means: find the closest example."""
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """How far each row of ``x_adv`` is from ``x``, with shape (N,)."""
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """An allowed input close to ``x_adv``, with shape (N, *); idempotent."""
+
+    def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which rows are inside the threat model, with shape (N,) and dtype bool."""
+
+    def start(self, x: Tensor, rng: Streams) -> Tensor:
+        """A random allowed input for each row, with shape (N, *)."""
+
+
+@dataclass(frozen=True)
+class Lp:
+    r"""All inputs z in [low, high] with ||z - x||_p <= eps.
+
+    Arguments:
+        p: The norm: 0 (how many entries change), 1, 2 or inf.
+        eps: The radius, in the units of the data (8/255 for a pixel in [0, 1]); inf asks for the closest example.
+        low: The least value the data may have; -inf where there is none.
+        high: The greatest.
+
+    Raises:
+        UsageError: A norm that is not 0, 1, 2 or inf, a radius that is not positive, or an empty range.
+
+    >>> Lp(math.inf, 8 / 255).allows(torch.tensor([[0.52]]), torch.tensor([[0.5]]))
+    tensor([True])
+    """
+
+    p: float
+    eps: float = math.inf
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        norms.check_norm(self.p)
+        if not self.eps > 0:
+            raise UsageError(f"eps is {self.eps}; a radius is greater than 0 (leave it out to search for the closest example)")
+        if not self.low < self.high:
+            raise UsageError(f"the range [{self.low}, {self.high}] is empty; low must be less than high")
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """||x_adv - x||_p, with shape (N,)."""
+        return norms.lp_norm(x_adv - x, self.p)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """``x_adv`` moved into the ball, then into the range.
+
+        As x is in the range, clipping only brings entries closer to x and never leaves the ball. For l_inf this is the
+        closest allowed point; for l_2 and l_1 it is an allowed point close to it. l_0 clips first: which entries stay is
+        decided by what each is worth after clipping.
+        """
+        if self.eps == math.inf:
+            return x_adv.clamp(self.low, self.high)
+        if self.p == math.inf:
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp_(self.low, self.high)
+        if self.p == 0:
+            return x + norms.project(x_adv.clamp(self.low, self.high) - x, 0, self.eps)
+        return (x + norms.project(x_adv - x, self.p, self.eps)).clamp_(self.low, self.high)
+
+    def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which rows are finite, in the range and in the ball, up to the rounding of the subtraction; shape (N,)."""
+        flat = x_adv.reshape(len(x_adv), -1)
+        inside = ((flat >= self.low) & (flat <= self.high) & flat.isfinite()).all(1)
+        return inside & (self.distance(x_adv, x) <= self.eps + self._slack(x))
+
+    def _slack(self, x: Tensor) -> Tensor | float:
+        """What rounding each entry of x + d to the nearest float can add to ||d||_p."""
+        if self.p == 0 or self.eps == math.inf:
+            return 0.0
+        size = x[0].numel() if len(x) else 1
+        scale = x.reshape(len(x), -1).abs().amax(1) + min(self.eps, 1e30)
+        growth = 1.0 if self.p == math.inf else size ** (1.0 / self.p)
+        return torch.finfo(x.dtype).eps * growth * scale
+
+    def steepest(self, g: Tensor, k: int = 1) -> Tensor:
+        """The direction of unit length in which ``g`` grows fastest, with shape (N, *); in l_1, shared by k entries."""
+        return norms.steepest(g, self.p, k)
+
+    def start(self, x: Tensor, rng: Streams) -> Tensor:
+        """Uniform in the ball, then projected into the range; uniform in the range where eps is inf."""
+        shape = x.shape[1:]
+        if self.eps == math.inf:
+            return self.low + self.width * rng.uniform(*shape, dtype=x.dtype)
+        if self.p == 0:
+            return self._start_l0(x, rng)
+        return self.project(x + self.eps * _uniform_in_ball(shape, self.p, rng, x.dtype), x)
+
+    def _start_l0(self, x: Tensor, rng: Streams) -> Tensor:
+        """Eps entries, chosen at random, with values uniform in the range."""
+        order = rng.uniform(x[0].numel(), dtype=torch.float64).argsort(1)
+        chosen = torch.zeros_like(order).scatter_(1, order[:, : int(self.eps)], 1).bool().view(x.shape)
+        return torch.where(chosen, self.low + self.width * rng.uniform(*x.shape[1:], dtype=x.dtype), x)
+
+    @property
+    def width(self) -> float:
+        """High - low.
+
+        Raises:
+            UsageError: The range is not finite.
+        """
+        width = self.high - self.low
+        if width == math.inf:
+            raise UsageError("this needs a finite range of the data; give the threat model low and high")
+        return width
+
+
+def _uniform_in_ball(shape: torch.Size, p: float, rng: Streams, dtype: torch.dtype) -> Tensor:
+    """Uniform in the unit ball of l_1, l_2 or l_inf (Barthe, Guedon, Mendelson and Naor, 2005), with shape (N, *shape)."""
+    if p == math.inf:
+        return 2.0 * rng.uniform(*shape, dtype=dtype) - 1.0
+    if p == 2:
+        d = rng.normal(*shape, dtype=dtype)
+    else:
+        sign = torch.where(rng.uniform(*shape, dtype=dtype) < 0.5, -1.0, 1.0).to(dtype)
+        d = -sign * torch.log1p(-rng.uniform(*shape, dtype=dtype))
+    size = math.prod(shape)
+    radius = rng.uniform(dtype=torch.float64).pow(1.0 / size).to(dtype)
+    return d * norms.per_row(radius / norms.lp_norm(d, p), d)
+
+
+THREATS: Table = {
+    "linf": partial(Lp, p=math.inf),
+    "l2": partial(Lp, p=2.0),
+    "l1": partial(Lp, p=1.0),
+    "l0": partial(Lp, p=0.0),
+}
+"""The threat models that a spec may name: ``linf(8/255)``, ``l2`` (no radius: the closest example)."""

@@ -1,0 +1,1 @@
+"""Evaluation: the harness, its records and its statistics."""
