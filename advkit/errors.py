@@ -14,3 +14,9 @@ class AccessError(UsageError):
 
 class ModelError(UsageError):
     """The model raised, or answered with something that is not a batch of finite logits."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -100,7 +100,7 @@ def _project_l0(d: Tensor, eps: float | Tensor) -> Tensor:
     rank = torch.empty_like(flat, dtype=torch.int64)
     order = flat.abs().argsort(dim=1, descending=True, stable=True)
     rank.scatter_(1, order, torch.arange(flat.shape[1], device=d.device).expand_as(order))
-    return torch.where(rank < _radii(d, eps), flat, torch.zeros_like(flat)).view_as(d)
+    return torch.where(rank < _radii(d, eps).floor(), flat, torch.zeros_like(flat)).view_as(d)
 
 
 def steepest(g: Tensor, p: float, k: int = 1) -> Tensor:

@@ -29,7 +29,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
 }
 # "salt-and-pepper" is a name; Python's grammar would read subtractions.
-_HYPHEN, _DASH = re.compile(r"(?<=[A-Za-z])-(?=[A-Za-z])"), "__dash__"
+_HYPHEN, _DASH = re.compile(r"(?<![0-9.][eE])(?<=[A-Za-z])-(?=[A-Za-z0-9])"), "__dash__"
 _CONSTANTS = {"inf": math.inf, "true": True, "false": False, "none": None}
 
 
@@ -105,7 +105,7 @@ def _make(make: Callable[..., Any], name: str, given: dict[str, Any], what: str)
 
 def _fit(value: Any, field: dataclasses.Field[Any], where: str) -> Any:
     """``value`` in the type that the field declares, or a sentence; whole floats serve as integers."""
-    declared = str(field.type)
+    declared = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     if declared.startswith("int") and isinstance(value, float) and value.is_integer():
         return int(value)
     wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}

@@ -94,6 +94,23 @@ class Lp:
         inside = ((flat >= self.low) & (flat <= self.high) & flat.isfinite()).all(1)
         return inside & (self.distance(x_adv, x) <= self.eps + self._slack(x))
 
+    def snap(self, x_adv: Tensor, x: Tensor, levels: int, outward: bool = False) -> Tensor:
+        """``x_adv`` on the grid of ``levels`` equal steps from low to high, inside the ball, with shape (N, *).
+
+        Each entry goes to the nearest grid value, or with ``outward`` to the next one away from x; one that left the ball by
+        that (in l_inf), and every entry of a row that did (in the other norms), goes to the next grid value towards x.
+        """
+        step = self.width / levels
+        grid, origin = (x_adv - self.low) / step, (x - self.low) / step
+        # What is on the grid up to rounding stays there.
+        towards = torch.where(grid > origin, (grid + 1e-3).floor(), (grid - 1e-3).ceil()).clamp(0, levels)
+        away = torch.where(grid > origin, (grid - 1e-3).ceil(), (grid + 1e-3).floor()).clamp(0, levels)
+        wanted = away if outward else grid.round().clamp(0, levels)
+        # v * width / levels, in this order, is what reading the saved file gives.
+        z, safe = (self.low + v * self.width / levels for v in (wanted, towards))
+        fits = (z - x).abs() <= self.eps + 1e-3 * step if self.p == math.inf else norms.per_row(self.allows(z, x), x)
+        return torch.where(torch.as_tensor(fits), z, safe).clamp(self.low, self.high)
+
     def _slack(self, x: Tensor) -> Tensor | float:
         """What rounding each entry of x + d to the nearest float can add to ||d||_p."""
         if self.p == 0 or self.eps == math.inf:

@@ -1,1 +1,64 @@
-"""The command line."""
+"""The command line, one command a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from advkit.errors import UsageError
+from advkit.version import __version__
+
+EPILOG = """\
+examples:
+  advkit train --model mnist-cnn --data mnist-5k --out m.safetensors
+  advkit attack --model m.safetensors --data mnist-5k --threat "linf(0.1)" --out run
+  advkit list attacks
+
+Documentation: docs/ in the source; each command has its own --help. Exit codes: 0 done, 2 misuse or stopped.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from advkit.cli import attack, listing, train
+
+    top = argparse.ArgumentParser(
+        prog="advkit",
+        description="How far an adversary can push a model, how sure that number is, and what it costs to do better.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"advkit {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (attack, train, listing):
+        command.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, or 2 with one sentence on stderr."""
+    try:
+        arguments = parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left to print has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was finished before is kept, and the same command goes on")
+    except KeyboardInterrupt:
+        return _fail("stopped; what was finished is kept, and the same command goes on")
+
+
+def _fail(sentence: str) -> int:
+    print(f"advkit: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2

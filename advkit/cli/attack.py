@@ -1,0 +1,186 @@
+"""``advkit attack``: how robust a model is, and the adversarial examples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advkit.benchmarks.result import Evaluation
+
+EXAMPLES = """\
+examples:
+  advkit attack --model m.safetensors --data mnist-5k --threat "linf(0.3)" --out run
+  advkit attack --model m.safetensors --data mnist-5k --threat l2 --out closest      (no radius: the closest examples)
+  advkit attack --model net.py:load --data images/ --threat "linf(8/255)" --attack "pgd(steps=40)" --attack square --limit 500
+  advkit attack --model m.onnx --data test.npz --threat "linf(8/255)" --access scores --budget 1000
+  advkit attack --model hf:org/name --data hf:org/data --threat "linf(4/255)" --target least-likely --limit 100
+
+Several attacks count together, example by example: cheap ones first, later ones on what is left. With --out, a run that
+was stopped goes on when the same command is given again.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "attack",
+        help="attack a model on data",
+        description="Attack a model on data: how robust it is, how sure that is, and the adversarial examples.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--model", required=True, help="advkit list models")
+    command.add_argument("--data", required=True, help="advkit list data")
+    command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; advkit list threats')
+    command.add_argument("--attack", action="append", help="advkit list attacks; repeatable; default: several that fit")
+    command.add_argument("--target", default="untargeted", help="push to a class: 3, next, random or least-likely")
+    command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
+    command.add_argument("--budget", type=int, help="the most forward passes of each attack for an example")
+    command.add_argument("--split", default="test", help="the part of the data (default test)")
+    command.add_argument("--limit", type=int, help="at most so many examples, classes in proportion")
+    command.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="the range of the data's values")
+    command.add_argument("--size", type=int, help="resize and crop images to this height and width")
+    command.add_argument("--batch-size", type=int, help="examples at a time")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    command.add_argument(
+        "--quantize",
+        action=argparse.BooleanOptionalAction,
+        help="round successes to 8 bits inside the ball and test them again (default: for 8-bit images)",
+    )
+    command.add_argument("--alone", action="store_true", help="run every attack on every example and report each alone too")
+    command.add_argument("--pictures", type=int, default=64, metavar="N", help="how many PNG pictures to save (default 64)")
+    command.add_argument("--probabilities", action="store_true", help="the model returns probabilities: attack their logarithm")
+    command.add_argument(
+        "--trust-pickle", action="store_true", help="load a pickled model: it can run any code on this machine"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the rows, examples, pictures and summary")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Attack, keep and print."""
+    from advkit import data as data_by_name
+    from advkit import models as models_by_name
+    from advkit.benchmarks.evaluate import execute, plan
+    from advkit.cli.progress import attacking
+
+    low, high = arguments.range or (None, None)
+    data = data_by_name.load(
+        arguments.data,
+        split=arguments.split,
+        limit=arguments.limit,
+        seed=arguments.seed,
+        low=low,
+        high=high,
+        size=arguments.size,
+    )
+    model = models_by_name.load(
+        arguments.model,
+        device=arguments.device,
+        trust_pickle=arguments.trust_pickle,
+        probabilities=arguments.probabilities,
+    )
+    planned = plan(
+        model,
+        data,
+        threat=arguments.threat,
+        attacks=arguments.attack,
+        goal=arguments.target,
+        access=arguments.access,
+        budget=arguments.budget,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        seed=arguments.seed,
+        quantize=arguments.quantize,
+        alone=arguments.alone,
+    )
+    for note in planned.notes:
+        print(f"note: {note}")
+    with attacking() as report:
+        result = execute(planned, arguments.out, report)
+    if arguments.out is not None:
+        _draw(result, arguments.out, arguments.pictures)
+    show(result)
+    return 0
+
+
+def _draw(result: Evaluation, out: Path, pictures: int) -> None:
+    from advkit.benchmarks.pictures import save_curve, save_pictures
+
+    save_pictures(result, out, pictures)
+    curve = result.summary()["curve"]
+    if curve:
+        save_curve(curve, result.clean_accuracy.value, f"radius, {result.run['threat']}", out / "curve.png")
+
+
+def show(result: Evaluation) -> None:
+    """Print what was found as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = result.summary()
+    table = Table(
+        title=f"{result.run['model']['name']} on {result.run['data']['name']}, {result.run['threat']}", show_header=False
+    )
+    for name, value in _lines(result, summary):
+        table.add_row(name, value)
+    console = Console(width=None if _is_terminal() else 120)
+    console.print(table)
+    console.print(_attack_table(summary["attacks"]))
+    if summary["curve"]:
+        curve = Table("radius", "robust accuracy [95 %]", title="robust accuracy over the radius")
+        for row in summary["curve"]:
+            curve.add_row(f"{row['eps']:g}", _percent(row))
+        console.print(curve)
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdout.isatty()
+
+
+def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    robust = "robust accuracy" if result.run["goal"] == "untargeted" else f"not pushed to target {result.run['goal']}"
+    lines = [
+        ("examples", str(summary["examples"])),
+        ("clean accuracy", str(result.clean_accuracy)),
+        (robust, str(result.robust_accuracy)),
+    ]
+    if result.robust_accuracy_8bit is not None:
+        lines.append((f"{robust}, as 8-bit files", str(result.robust_accuracy_8bit)))
+    lines.append(("attack success, of those right", str(result.success_rate)))
+    lines.append(("distance, quantiles of those right", _quantiles(summary["distance"], "unbroken")))
+    lines.append(("forward passes, of those broken", _quantiles(summary["forwards_of_broken"], "-")))
+    checks = f"{summary['forwards']} forward, {summary['backwards']} backward, {summary['checks']} to check"
+    lines.append(("passes", checks))
+    lines.append(("seconds", f"{summary['seconds']:.1f}"))
+    return lines
+
+
+def _quantiles(values: dict[str, float | None] | None, missing: str) -> str:
+    if values is None:
+        return "-"
+    names = {"q50": "median"}
+    return ", ".join(f"{names.get(k, k)} {missing if v is None else format(v, '.4g')}" for k, v in values.items())
+
+
+def _percent(row: dict[str, float]) -> str:
+    return f"{100 * row['value']:.2f} % [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+
+
+def _attack_table(attacks: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    alone = any(row["robust_accuracy_alone"] for row in attacks)
+    table = Table("attack", "run on", "broke", "counted", *(["robust accuracy alone"] if alone else []), "passes", "seconds")
+    for row in attacks:
+        percent = _percent(row["robust_accuracy_alone"]) if row["robust_accuracy_alone"] else "-"
+        passes = str(row["forwards"] + row["backwards"])
+        cells = [row["attack"], str(row["examples"]), str(row["broke"]), str(row["counted"]), *([percent] if alone else [])]
+        table.add_row(*cells, passes, f"{row['seconds']:.1f}")
+    return table

@@ -1,0 +1,88 @@
+"""``advkit list``: what may be named."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+Subparsers = Any
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "list", help="list what may be named on the command line", description="List what may be named, one line each."
+    )
+    command.add_argument("what", choices=sorted(LISTS), help="what to list")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the list."""
+    rows = LISTS[arguments.what]()
+    width = max(len(name) for name, _ in rows)
+    for name, line in rows:
+        print(f"{name:<{width}}  {line}")
+    return 0
+
+
+def _attacks() -> list[tuple[str, str]]:
+    from advkit.attacks import ATTACKS
+
+    return [(_signature(name, make), _about(make)) for name, make in ATTACKS.items()]
+
+
+def _about(make: Any) -> str:
+    """Access, norms, kind and paper of an attack; a wrapper has them from what it wraps."""
+    from advkit.norms import norm_name
+    from advkit.oracle import Access
+
+    if not isinstance(getattr(make, "access", None), Access):
+        return f"{make.paper}"
+    norms = ", ".join(norm_name(p) for p in make.norms)
+    return f"{make.access.name.lower()}; {norms}; {'closest' if make.minimum else 'fixed radius'}; {make.paper}"
+
+
+def _signature(name: str, make: Any) -> str:
+    from advkit.spec import settings
+
+    return f"{name}({', '.join(field.name for field in settings(make))})"
+
+
+def _threats() -> list[tuple[str, str]]:
+    from advkit.norms import norm_name
+    from advkit.threat import THREATS
+
+    def line(make: Any) -> str:
+        return f"||z - x|| <= eps in {norm_name(make.keywords['p'])}, z in the data's range; without eps: the closest example"
+
+    return [(f"{name}(eps)", line(make)) for name, make in THREATS.items()]
+
+
+def _models() -> list[tuple[str, str]]:
+    from advkit.models import MODELS
+
+    return list(MODELS.items())
+
+
+def _data() -> list[tuple[str, str]]:
+    from advkit.data import DATA
+
+    return list(DATA.items())
+
+
+def _defenses() -> list[tuple[str, str]]:
+    from advkit.defenses import DEFENSES
+
+    return [(_signature(name, make), (inspect.getdoc(make) or "").splitlines()[0]) for name, make in DEFENSES.items()]
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "attacks": _attacks,
+    "data": _data,
+    "defenses": _defenses,
+    "models": _models,
+    "threats": _threats,
+}

@@ -1,0 +1,177 @@
+"""Image classifiers in the format of Hugging Face transformers, as modules of pixels.
+
+What the model's image processor does (resize, crop, rescale, normalize) is part of the module, so that an attack works on
+the pixels of the image and its gradient goes through all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advkit.errors import UsageError
+from advkit.models.networks import Normalize
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "do_convert_rgb"}
+
+
+class Pixels(nn.Module):
+    """What an image processor does, as a differentiable module: (N, C, H, W) in [0, 1] to the model's input.
+
+    Arguments:
+        settings: The contents of preprocessor_config.json.
+
+    Raises:
+        UsageError: A step or a setting that is not known here.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        steps = {key for key, value in settings.items() if key.startswith("do_") and value is True}
+        if steps - _KNOWN_STEPS - {"do_reduce_labels"}:
+            strange = ", ".join(sorted(steps - _KNOWN_STEPS))
+            raise UsageError(
+                f"the image processor does {strange}, which advkit does not know; wrap the model in a file.py:function"
+            )
+        self.size = _sizes(settings.get("size")) if _on(settings, "do_resize", "size") else {}
+        self.crop = _sizes(settings.get("crop_size", settings.get("size"))) if settings.get("do_center_crop") else {}
+        self.crop_pct = settings.get("crop_pct")
+        self.mode = _RESAMPLE.get(settings.get("resample", 2), "")
+        if self.size and not self.mode:
+            known = ", ".join(f"{key} ({name})" for key, name in _RESAMPLE.items())
+            raise UsageError(f"the image processor resamples by method {settings['resample']}; advkit knows {known}")
+        self.flip = bool(settings.get("do_flip_channel_order"))
+        rescale = settings.get("do_rescale", True)
+        # A processor starts from bytes, in [0, 255].
+        self.scale = 255.0 * (settings.get("rescale_factor", 1 / 255) if rescale else 1.0)
+        self.offset = 1.0 if rescale and settings.get("rescale_offset") else 0.0
+        on = _on(settings, "do_normalize", "image_mean")
+        self.normalize = Normalize(tuple(settings["image_mean"]), tuple(settings["image_std"])) if on else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's input, with shape (N, C, H', W')."""
+        if self.size:
+            x = self._resized(x)
+        if self.crop:
+            x = _center(x, self.crop["height"], self.crop["width"])
+        if self.flip:
+            x = x.flip(1)
+        return self.normalize(x * self.scale - self.offset)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        short = self.size.get("shortest_edge")
+        if short is not None and self.crop_pct is not None:
+            return self._cropped(x, short, self.crop_pct)
+        if short is not None:
+            return self._interpolated(x, *_shortest(x, short))
+        return self._interpolated(x, self.size["height"], self.size["width"])
+
+    def _cropped(self, x: Tensor, short: int, crop_pct: float) -> Tensor:
+        """What ConvNeXt does: small images lose their border, large ones are squeezed."""
+        if short >= 384:
+            return self._interpolated(x, short, short)
+        return _center(self._interpolated(x, *_shortest(x, int(short / crop_pct))), short, short)
+
+    def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
+        if x.shape[2:] == (height, width):
+            return x
+        if self.mode == "nearest":
+            return F.interpolate(x, (height, width), mode="nearest-exact")
+        # Bicubic overshoots, and images are clipped there.
+        return F.interpolate(x, (height, width), mode=self.mode, align_corners=False, antialias=True).clamp(0.0, 1.0)
+
+
+def _on(settings: dict[str, Any], step: str, needs: str) -> bool:
+    return bool(settings.get(step, True)) and settings.get(needs) is not None
+
+
+def _sizes(size: Any) -> dict[str, int]:
+    """{"height", "width"} or {"shortest_edge"}; older files have a number for a square."""
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    if isinstance(size, dict) and ({"height", "width"} <= size.keys() or size.get("shortest_edge")):
+        return {key: int(value) for key, value in size.items() if value is not None}
+    raise UsageError(f"the image processor's size is {size!r}; advkit knows height and width, or shortest_edge")
+
+
+def _shortest(x: Tensor, short: int) -> tuple[int, int]:
+    height, width = x.shape[2:]
+    long = int(short * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+def _center(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of each image; a smaller one is first put in the middle of a black one."""
+    more_h, more_w = max(0, height - x.shape[2]), max(0, width - x.shape[3])
+    top, left = math.ceil(more_h / 2), math.ceil(more_w / 2)
+    x = F.pad(x, (left, more_w - left, top, more_h - top))
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    return x[:, :, top : top + height, left : left + width]
+
+
+class PixelClassifier(nn.Module):
+    """A transformers classifier behind its image processor: pixels (N, C, H, W) in [0, 1] to logits (N, K)."""
+
+    def __init__(self, pixels: Pixels | nn.Identity, classifier: nn.Module) -> None:
+        super().__init__()
+        self.pixels, self.classifier = pixels, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, with shape (N, K)."""
+        return self.classifier(pixel_values=self.pixels(x)).logits
+
+
+def load(name: str, local: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """The classifier of a folder, or of the hub, and what to know of it.
+
+    Arguments:
+        name: A folder with config.json and safetensors, or a name on the hub: ``org/name``.
+        local: Whether it is a folder; nothing is downloaded then.
+
+    Raises:
+        UsageError: transformers is not installed, or there is no image classifier with safetensors weights and all of them.
+    """
+    try:
+        from transformers import AutoModelForImageClassification, ImageProcessingMixin
+    except ImportError:
+        raise UsageError(f'{name} needs transformers, which is not installed; run pip install "advkit[hf]"') from None
+    _check_weights(name, local)
+    try:
+        # Code in the repository is not run, and pickled weights are not read.
+        classifier, info = AutoModelForImageClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, local_files_only=local, output_loading_info=True
+        )
+    except Exception as error:
+        raise _refused(name, error) from error
+    if info["missing_keys"]:
+        shown = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UsageError(f"the weights of {name} lack {shown}; it is not a trained image classifier")
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name, local_files_only=local)
+    except OSError:
+        note = f"{name} has no preprocessor_config.json; the pixels are given to it as they are, in [0, 1]"
+        return PixelClassifier(nn.Identity(), classifier.to(torch.float32)), (note,)
+    return PixelClassifier(Pixels(settings), classifier.to(torch.float32)), ()
+
+
+def _check_weights(name: str, local: bool) -> None:
+    if not local or list(Path(name).glob("*.safetensors")):
+        return
+    pickled = [path.name for path in Path(name).iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickled:
+        advice = "save it again with save_pretrained(..., safe_serialization=True)"
+        raise UsageError(f"{name} has pickled weights only ({pickled[0]}), which are not loaded; {advice}")
+    raise UsageError(f"{name} has a config.json and no weights; it should have a .safetensors file")
+
+
+def _refused(name: str, error: Exception) -> UsageError:
+    line = (str(error).strip().splitlines() or [""])[0]
+    if "Unrecognized configuration class" in line:
+        return UsageError(f"{name} is not an image classifier that transformers knows; advkit loads image classifiers")
+    return UsageError(f"transformers cannot load {name} ({type(error).__name__}: {line})")
