@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ from advkit.errors import UsageError
 from advkit.models import checkpoint
 from advkit.oracle import answer, logits_of
 from advkit.spec import check_at_least, check_positive
+
+LEAST_STEPS = 500
+"""With fewer steps even a small network has hardly begun to learn."""
 
 
 class TrainingLoss(Protocol):
@@ -77,6 +80,10 @@ class Recipe:
         check_at_least("epochs", self.epochs, 1)
         check_at_least("batch size", self.batch_size, 1)
         check_positive("learning rate", self.lr)
+
+    def for_examples(self, n: int) -> Recipe:
+        """The recipe with enough epochs over ``n`` examples to make at least ``LEAST_STEPS`` steps."""
+        return replace(self, epochs=max(self.epochs, -(-LEAST_STEPS * self.batch_size // n)))
 
 
 @dataclass(frozen=True)

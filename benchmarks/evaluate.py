@@ -223,12 +223,13 @@ def plan(
     Raises:
         UsageError: As evaluate.
     """
+    place = models_by_name.find_device(device)
     threat = parse_threat(threat, data)
     seen = _access(access, model)
     chosen = _attacks(attacks, threat, seen)
     target, data, notes = _target(goal, data)
     x, y = data.batch(0, 8)
-    notes = (*model.notes, *data.notes, *notes, *models_by_name.inspect(model, x.to(device), y.to(device), len(data.classes)))
+    notes = (*model.notes, *data.notes, *notes, *models_by_name.inspect(model, x.to(place), y.to(place), len(data.classes)))
     if quantize and data.levels is None:
         raise UsageError("the data did not come as 8-bit integers, so there is no grid to round to; leave quantize out")
     if batch_size is None:
@@ -238,8 +239,9 @@ def plan(
         spec.check_at_least("budget", budget, 1)
     on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
     rounded = on_grid if quantize is None else quantize
-    place, digest = torch.device(device), data.digest()
-    return Plan(model, data, chosen, threat, target, seen, budget, batch_size, place, seed, rounded, alone, notes, digest)
+    return Plan(
+        model, data, chosen, threat, target, seen, budget, batch_size, place, seed, rounded, alone, notes, data.digest()
+    )
 
 
 def parse_threat(threat: str | Lp, data: Data) -> Lp:

@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, save, and say how good it is on the test split."""
     from advkit import data as data_by_name
+    from advkit import models as models_by_name
     from advkit import spec, train
     from advkit.benchmarks.statistics import rate
     from advkit.cli.progress import training
@@ -55,11 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     network = spec.parse(arguments.model, networks.NETWORKS, "network")
     architecture = spec.show(network, networks.NETWORKS)
     given = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "lr": arguments.lr}
-    recipe = train.RECIPES[architecture.split("(")[0]]
-    recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
     data = data_by_name.load(arguments.data, split="train", limit=arguments.limit, seed=arguments.seed)
+    recipe = train.RECIPES[architecture.split("(")[0]].for_examples(len(data))
+    recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
     test = data_by_name.load(arguments.data, split="test")
     defense = f"{arguments.defense or 'cross entropy'} {arguments.threat or ''}".strip()
+    device = models_by_name.find_device(arguments.device)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     model = networks.build(architecture, arguments.seed)
     with training(recipe.epochs) as report:
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             recipe,
             loss=_loss(arguments, data),
             seed=arguments.seed,
-            device=arguments.device,
+            device=device,
             partial=arguments.out.with_name(arguments.out.name + ".partial"),
             identity=f"{architecture} {defense}",
             report=report,

@@ -55,7 +55,7 @@ def load(spec: str, *, device: str = "cpu", trust_pickle: bool = False, probabil
     Raises:
         UsageError: There is no such model, or it cannot be loaded, or not safely.
     """
-    where = _device(device)
+    where = find_device(device)
     module, access, notes = _load(spec, where, trust_pickle)
     if isinstance(module, nn.Module):
         module = module.to(where).eval()
@@ -63,7 +63,12 @@ def load(spec: str, *, device: str = "cpu", trust_pickle: bool = False, probabil
     return wrap(Model(module, spec, access, digest, notes), probabilities=probabilities)
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Raises:
+        UsageError: There is no such device.
+    """
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
