@@ -72,10 +72,9 @@ class Folder:
         known = read_json(identity)
         different = [key for key in {**known, **run} if known.get(key) != run.get(key)]
         if different:
-            key = different[0]
+            changes = "; ".join(f"{key} was {_short(known.get(key))}, now {_short(run.get(key))}" for key in different)
             raise UsageError(
-                f"{self.path} holds another run ({', '.join(different)} differ: {key} was {known.get(key)!r}, now "
-                f"{run.get(key)!r}); give --out another folder, or the same command to go on"
+                f"{self.path} holds another run ({changes}); give --out another folder, or the same command to go on"
             )
 
     def append(self, batch: Batch) -> None:
@@ -148,6 +147,13 @@ def _append(path: Path, rows: list[Row]) -> None:
         file.write(_lines(rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _short(value: Any) -> str:
+    """A setting for a message; of a model or data set, its name and the start of its digest."""
+    if isinstance(value, dict) and "digest" in value:
+        return f"{value['name']} ({value['digest'][:8]})"
+    return json.dumps(value)
 
 
 def _torn(path: Path) -> bool:
