@@ -229,7 +229,8 @@ def _verified(oracle: Oracle, model: Model, clean: Tensor) -> AttackResult:
     return AttackResult(
         x_adv=torch.where(keep, oracle.best, oracle.x),
         success=success,
-        distance=torch.where(success, oracle.distance, torch.full_like(oracle.distance, math.inf)),
+        # An allowed distance can exceed eps by the rounding of a subtraction; at a radius of eps it is a success.
+        distance=torch.where(success, oracle.distance.clamp(max=oracle.threat.eps), math.inf),
         clean=clean,
         outputs=torch.where(success.unsqueeze(1), outputs, clean) if clean.ndim == 2 else outputs,
         forwards=oracle.forwards,

@@ -175,7 +175,8 @@ class Oracle:
             outputs = answer(self.model, z)
             if not outputs.requires_grad:
                 raise AccessError(
-                    "the model gives no gradient with respect to its input; use an attack that needs scores or labels only"
+                    "the model gives no gradient with respect to its input; "
+                    'say that the adversary sees scores only (--access scores, access="scores"), or use such an attack'
                 )
             values = self._sign(loss(outputs, self._labels(rows, sent)))
             (g,) = torch.autograd.grad(values.sum(), z)

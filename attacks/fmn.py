@@ -19,15 +19,21 @@ from advkit.spec import check_at_least, check_positive
 from advkit.streams import Streams
 from advkit.threat import Lp
 
+L0_STEP = 10.0
+"""In l_0 the size of an entry is free, so a row that was never fooled moves by this many steps at once."""
+
 
 @dataclass(frozen=True)
 class FMN:
-    r"""The closest adversarial example: eps follows the boundary while delta climbs the margin on the sphere of radius eps.
+    r"""The closest adversarial example: eps follows the boundary while delta climbs the margin inside the ball of radius eps.
 
-    delta = project(delta + alpha * g / ||g||_2, eps). Until a row is first fooled, eps = (1 + gamma) * (||delta||_p + |L| /
-    ||g||_q), just past where the linear model of the margin crosses zero; from then on eps shrinks by 1 - gamma where it is
-    fooled and grows by 1 + gamma where it is not. (The paper's first rule has no factor 1 + gamma; without it a margin that
-    bends towards the label is approached from inside and never crossed.)
+    delta = project(delta + alpha * g / ||g||_2, eps). Once a row was fooled, eps shrinks by 1 - gamma where it is fooled and
+    grows by 1 + gamma where it is not, never beyond the closest success.
+
+    Until then eps is ||delta||_p + |L| / ||g||_q, the distance at which the linear model of the margin crosses zero. Here
+    this differs from the paper, whose rule can approach a boundary from inside for ever, or end in a corner of the range: eps
+    grows by 1 + gamma on top and never shrinks, delta is put on the sphere of radius eps rather than inside it, and neither
+    alpha nor gamma is annealed.
 
     Pintor, Roli, Brendel and Biggio, 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
     https://arxiv.org/abs/2102.12827.
@@ -59,29 +65,41 @@ class FMN:
     def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
         """The last iterate, with shape (N, *)."""
         p, width = threat.p, threat.high - threat.low
-        scale = width if width < math.inf else 1.0
+        step = self.alpha * (width if width < math.inf else 1.0)
         x_t = x
         best = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
-        eps = torch.ones_like(best) if p == 0 else best
+        eps = torch.full_like(best, 1.0 if p == 0 else 0.0)
         for k in range(self.steps):
-            anneal = (1 + math.cos(math.pi * k / self.steps)) / 2
-            alpha = scale * self.alpha * (0.01 + 0.99 * anneal)
-            gamma = self.gamma * (0.02 + 0.98 * anneal)
             L, g = oracle.grad(x_t, margin)
             size = lp_norm(x_t - x, p)
             fooled = L > 0
             best = torch.where(fooled, torch.minimum(best, size), best)
-            eps = _radius(p, eps, size, best, fooled, L, g, gamma)
-            delta = x_t - x + alpha * g / per_row(lp_norm(g, 2).clamp(min=torch.finfo(g.dtype).tiny), g)
+            never = best == math.inf
+            anneal = (1 + math.cos(math.pi * k / self.steps)) / 2
+            alpha = torch.where(never, step * (L0_STEP if p == 0 else 1.0), step * (0.01 + 0.99 * anneal))
+            gamma = torch.where(never, self.gamma, self.gamma * (0.02 + 0.98 * anneal))
+            if p == 0:
+                eps = _count(eps, best, fooled, gamma)
+            else:
+                crossing = size + L.abs() / lp_norm(g, dual(p)).clamp(min=torch.finfo(g.dtype).tiny)
+                missed = torch.where(never, torch.maximum(crossing, eps), eps) * (1 + gamma)
+                eps = torch.where(fooled, torch.minimum(torch.where(eps > 0, eps, size) * (1 - gamma), best), missed)
+            delta = x_t - x + per_row(alpha, x) * g / per_row(lp_norm(g, 2).clamp(min=torch.finfo(g.dtype).tiny), g)
+            delta = torch.where(never.view(-1, *(1,) * (x.ndim - 1)), _stretch(delta, p, eps), delta)
             x_t = (x + project(delta, p, eps)).clamp(threat.low, threat.high)
         return x_t
 
 
-def _radius(p: float, eps: Tensor, size: Tensor, best: Tensor, fooled: Tensor, L: Tensor, g: Tensor, gamma: float) -> Tensor:
-    """The next eps of each row, with shape (N,)."""
+def _count(eps: Tensor, best: Tensor, fooled: Tensor, gamma: Tensor) -> Tensor:
+    """The next eps of l_0, a whole number that moves by one at least, with shape (N,)."""
+    fewer = torch.minimum(torch.minimum(eps - 1, (eps * (1 - gamma)).floor()), best)
+    more = torch.maximum(eps + 1, (eps * (1 + gamma)).floor())
+    return torch.where(fooled, fewer, more).clamp(min=0)
+
+
+def _stretch(delta: Tensor, p: float, eps: Tensor) -> Tensor:
+    """``delta`` on the sphere of radius eps, if it was inside; in l_0, where scaling changes nothing, as it is."""
     if p == 0:
-        shrunk = torch.minimum(torch.minimum(eps - 1, (eps * (1 - gamma)).floor()), best)
-        return torch.where(fooled, shrunk, torch.maximum(eps + 1, (eps * (1 + gamma)).floor())).clamp(min=0)
-    slope = lp_norm(g, dual(p)).clamp(min=torch.finfo(g.dtype).tiny)
-    missed = torch.where(best < math.inf, eps, size + L.abs() / slope) * (1 + gamma)
-    return torch.where(fooled, torch.minimum(eps * (1 - gamma), best), missed)
+        return delta
+    longer = eps / lp_norm(delta, p).clamp(min=torch.finfo(delta.dtype).tiny)
+    return delta * per_row(longer.clamp(min=1.0, max=1e6), delta)

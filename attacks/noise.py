@@ -29,7 +29,7 @@ def _best_of(n: int, oracle: Oracle, x: Tensor, draw: Callable[[], Tensor]) -> T
 
 @dataclass(frozen=True)
 class Uniform:
-    """n inputs uniform in the ball (a corner of it, for l_inf: every entry moves by eps up or down).
+    """n inputs uniform in the ball, projected into the threat model.
 
     Arguments:
         n: How many are tried.

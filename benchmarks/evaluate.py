@@ -41,7 +41,10 @@ FIXED = {
 }
 """The attacks inside a fixed radius where none is named, by what the adversary sees."""
 
-CLOSEST = ("fmn", "fmn(steps=200, gamma=0.1)")
+GRID = "rounding to the grid"
+"""What the time of testing and attacking again on the data's grid goes by."""
+
+CLOSEST = ("fmn", "fmn(steps=200, alpha=3)")
 """The attacks in a search for the closest example where none is named."""
 
 
@@ -182,7 +185,8 @@ def execute(plan: Plan, out: Path | None, report: Callable[[Status], None] | Non
         folder = Folder(out, identity, total, plan.batch_size)
         for batch in _batches(plan, len(folder.rows), folder.rows, report):
             folder.append(batch)
-        result = Evaluation(identity, folder.rows, folder.times, plan.notes, folder=out)
+        notes = (*plan.notes, *_failed(plan, folder.rows))
+        result = Evaluation(identity, folder.rows, folder.times, notes, folder=out)
         folder.finish(result.summary())
         return result
     batches = list(_batches(plan, 0, [], report))
@@ -190,7 +194,15 @@ def execute(plan: Plan, out: Path | None, report: Callable[[Status], None] | Non
     names = batches[0].tensors
     tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in names}
     times = [row for batch in batches for row in batch.times]
-    return Evaluation(identity, rows, times, plan.notes, tensors=tensors)
+    return Evaluation(identity, rows, times, (*plan.notes, *_failed(plan, rows)), tensors=tensors)
+
+
+def _failed(plan: Plan, rows: list[Row]) -> tuple[str, ...]:
+    """What to announce where a search without a radius found nothing: a failure of the attack, not a strength of the model."""
+    unbroken = sum(row["correct"] and not row["success"] for row in rows)
+    if plan.threat.eps < math.inf or plan.target is not None or not unbroken:
+        return ()
+    return (f"the search found nothing at any distance for {unbroken} examples, so it failed there; try more steps",)
 
 
 def _examples(data: Any, split: str, limit: int | None, seed: int) -> Data:
@@ -229,6 +241,8 @@ def plan(
     chosen = _attacks(attacks, threat, seen)
     target, data, notes = _target(goal, data)
     x, y = data.batch(0, 8)
+    if all(attack.paper == "baseline" for _, attack in chosen):
+        notes = (*notes, "only noise is tried, which is no adversary: the robust accuracy says little")
     notes = (*model.notes, *data.notes, *notes, *models_by_name.inspect(model, x.to(place), y.to(place), len(data.classes)))
     if quantize and data.levels is None:
         raise UsageError("the data did not come as 8-bit integers, so there is no grid to round to; leave quantize out")
@@ -396,7 +410,11 @@ def _attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], 
             worst.add(name, rows, found)
         times.append({"start": first, "attack": name, "examples": len(rows), "seconds": time.perf_counter() - began})
         tell(int((correct & ~worst.success).sum()), k)
+    began = time.perf_counter()
     rounded = _rounded(plan, x, wanted, worst, goal) if plan.quantize else None
+    if rounded is not None:
+        again = int((worst.grid_forwards > 0).sum())
+        times.append({"start": first, "attack": GRID, "examples": again, "seconds": time.perf_counter() - began})
     return Batch(_rows(plan, index, y, wanted, clean, correct, worst, rounded), times, _tensors(plan, x, worst, rounded))
 
 

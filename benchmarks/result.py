@@ -182,7 +182,13 @@ class Evaluation:
 
 
 def _rate(value: Rate) -> Row:
-    return {"value": value.value, "low": value.low, "high": value.high, "count": value.count, "of": value.of}
+    return {
+        "value": value.value if value.of else None,
+        "low": value.low,
+        "high": value.high,
+        "count": value.count,
+        "of": value.of,
+    }
 
 
 def _quantiles(values: list[float]) -> Row | None:

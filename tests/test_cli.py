@@ -132,7 +132,7 @@ class _Evil:
         ({"data": "{tmp}/nan.npz"}, "NaN"),
         ({"data": "{tmp}/wide.npz"}, "7"),
         ({"data": "{tmp}/labels.npz"}, "classes 0 to 9"),
-        ({"data": "{tmp}/colour.npz"}, "takes 784 features and got 2352"),
+        ({"data": "{tmp}/colour.npz"}, "the network takes 1 channels and got 3"),
         ({"data": "{tmp}/small.npz"}, "takes 784 features and got 400"),
         ({"data": "{tmp}/empty.npz"}, "empty|no examples|at least one"),
         ({"data": "{tmp}/images"}, "1.png"),

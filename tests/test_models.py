@@ -68,7 +68,8 @@ def test_a_checkpoint_comes_back(saved):
     x = torch.rand(3, 1, 28, 28)
     assert torch.equal(model.module(x), module.eval()(x))
     assert (model.access, model.name, model.notes) == (Access.GRADIENTS, str(path), ())
-    assert model.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    # The same weights written again give other bytes, as the order of the metadata is not fixed, and are the same model.
+    assert model.digest == models.wrap(module).digest
     assert not any(part.training for part in model.module.modules())
     tensors, metadata = checkpoint.read(path)
     assert metadata["seed"] == "3"

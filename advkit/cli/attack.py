@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: {note}")
     with attacking() as report:
         result = execute(planned, arguments.out, report)
+    for note in result.notes[len(planned.notes) :]:
+        print(f"note: {note}")
     if arguments.out is not None:
         _draw(result, arguments.out, arguments.pictures)
     show(result)
@@ -120,28 +123,25 @@ def _draw(result: Evaluation, out: Path, pictures: int) -> None:
 def show(result: Evaluation) -> None:
     """Print what was found as tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     summary = result.summary()
-    table = Table(
-        title=f"{result.run['model']['name']} on {result.run['data']['name']}, {result.run['threat']}", show_header=False
-    )
+    title = f"{result.run['model']['name']} on {result.run['data']['name']}, {result.run['threat']}"
+    table = Table(title=escape(title), show_header=False)
     for name, value in _lines(result, summary):
-        table.add_row(name, value)
-    console = Console(width=None if _is_terminal() else 120)
-    console.print(table)
-    console.print(_attack_table(summary["attacks"]))
+        table.add_row(escape(name), escape(value))
+    tables = [table, _attack_table(summary["attacks"])]
     if summary["curve"]:
-        curve = Table("radius", "robust accuracy [95 %]", title="robust accuracy over the radius")
+        curve = Table("radius", escape("robust accuracy [95 %]"), title="robust accuracy over the radius")
         for row in summary["curve"]:
-            curve.add_row(f"{row['eps']:g}", _percent(row))
-        console.print(curve)
-
-
-def _is_terminal() -> bool:
-    import sys
-
-    return sys.stdout.isatty()
+            curve.add_row(f"{row['eps']:g}", escape(_percent(row)))
+        tables.append(curve)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
+    with console.capture() as captured:
+        console.print(*tables)
+    print(captured.get(), end="")
 
 
 def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -174,6 +174,7 @@ def _percent(row: dict[str, float]) -> str:
 
 
 def _attack_table(attacks: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     alone = any(row["robust_accuracy_alone"] for row in attacks)
@@ -182,5 +183,5 @@ def _attack_table(attacks: list[dict[str, Any]]) -> Any:
         percent = _percent(row["robust_accuracy_alone"]) if row["robust_accuracy_alone"] else "-"
         passes = str(row["forwards"] + row["backwards"])
         cells = [row["attack"], str(row["examples"]), str(row["broke"]), str(row["counted"]), *([percent] if alone else [])]
-        table.add_row(*cells, passes, f"{row['seconds']:.1f}")
+        table.add_row(*(escape(cell) for cell in cells), passes, f"{row['seconds']:.1f}")
     return table

@@ -34,6 +34,8 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized input, with the shape of x."""
+        if x.shape[1] != len(self.mean):
+            raise ValueError(f"the network takes {len(self.mean)} channels and got {x.shape[1]}")
         shape = (-1, *(1,) * (x.ndim - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
 
