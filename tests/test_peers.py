@@ -42,14 +42,14 @@ def test_the_same_robust_accuracy_under_pgd(problem, name, monkeypatch):
     _needs(name)
     model, x, y = problem
     monkeypatch.setattr(peers, "EPS", 0.1)
-    torch.manual_seed(0)
-    theirs = dict(peers.fixed_peers("pgd"))[name.replace("_", "-")](model, x, y)
-    attack = PGD(peers.STEPS, peers.STEP)
-    last, other = (peers.robust_accuracy(model, x, y, z) for z in (peers.ours(attack)(model, x, y), theirs))
-    assert abs(last - other) <= 1.0  # two of two hundred: the random starts differ
+    theirs = dict(peers.fixed_peers("pgd"))[name.replace("_", "-")]
+    mine, other = peers.mean_accuracy(peers.ours, model, x, y), peers.mean_accuracy(lambda *_: theirs, model, x, y)
+    # The random starts differ, and with them some of the 200 examples.
+    assert abs(mine - other) <= 1.5
     # As an evaluation, every iterate counts and not only the last.
-    result = run(attack, model, x, y, Lp(math.inf, 0.1), rng=torch.Generator().manual_seed(0))
-    assert 100 - 100 * float(result.success.float().mean()) <= last + 1e-4
+    result = run(PGD(peers.STEPS, peers.STEP), model, x, y, Lp(math.inf, 0.1), rng=torch.Generator().manual_seed(0))
+    last = peers.ours(PGD(peers.STEPS, peers.STEP))(model, x, y)
+    assert 100 - 100 * float(result.success.float().mean()) <= peers.robust_accuracy(model, x, y, last) + 1e-4
 
 
 def test_fmn_is_as_close_as_adv_lib(problem):
