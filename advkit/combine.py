@@ -105,8 +105,8 @@ class Worst:
     def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
         """The last attack's last iterate; the oracle keeps the best of all."""
         x_adv = x
-        for attack in self.attacks:
-            x_adv = attack(oracle, x, threat, rng)
-            if attack is not self.attacks[-1]:
+        for i, attack in enumerate(self.attacks):
+            if i:
                 oracle.fooled(x_adv)
+            x_adv = attack(oracle, x, threat, rng)
         return x_adv

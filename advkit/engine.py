@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advkit import norms
 from advkit.errors import ModelError, UsageError
-from advkit.oracle import Access, Goal, Model, Oracle, Stop, answer
+from advkit.oracle import Access, Goal, Model, Oracle, Stop, answer, check_outputs
 from advkit.streams import Streams
 from advkit.threat import Lp, ThreatModel
 
@@ -76,6 +76,8 @@ def frozen(model: Model) -> Iterator[None]:
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     training = [module.training for module in modules]
     requires_grad = [parameter.requires_grad for parameter in parameters]
+    if any(parameter.is_inference() for parameter in parameters):
+        raise UsageError("the model was made under torch.inference_mode, where no gradient can pass; make it outside")
     try:
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
@@ -91,8 +93,13 @@ def check_serves(attack: Attack, threat: ThreatModel) -> None:
     """Refuse an attack that does not serve the threat model.
 
     Raises:
-        UsageError: The norm is not one of the attack's, or the attack needs a radius and there is none.
+        UsageError: The norm is not one of the attack's, or the attack needs a radius and there is none, or these are not an
+            attack and a threat model.
     """
+    if isinstance(attack, type) or not callable(attack) or not hasattr(attack, "norms"):
+        raise UsageError(f"the attack is {attack!r}; it should be an attack, as in PGD(steps=40)")
+    if not hasattr(threat, "allows"):
+        raise UsageError(f"the threat model is {threat!r}; it should be one, as in Lp(inf, 8 / 255)")
     name = type(attack).__name__
     if isinstance(threat, Lp) and threat.p not in attack.norms:
         served = ", ".join(norms.norm_name(p) for p in attack.norms)
@@ -105,37 +112,34 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     """Refuse inputs that no attack can start from.
 
     Raises:
-        UsageError: x is not a batch of finite floats inside the threat model's range, or y is not one label a row.
+        UsageError: x is not a batch of finite floats inside the threat model's range, or y is not a tensor of one row an
+            example.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise UsageError(f"the inputs are {kind}; they should be a batch of float tensors")
-    if x.ndim < 2 or not len(x) or not x[0].numel():
+    for name, value in (("inputs", x), ("labels", y)):
+        if not isinstance(value, Tensor):
+            raise UsageError(f"the {name} are of type {type(value).__name__}; they should be a tensor")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"the inputs are {x.dtype}; they should be float32 or float64 (a model in less can cast them itself)")
+    if x.ndim < 2 or not x.numel():
         raise UsageError(f"the inputs have shape {tuple(x.shape)}; they should be (N, *) with at least one example")
-    if len(y) != len(x):
-        raise UsageError(f"there are {len(x)} inputs and {len(y)} labels; there should be one label for each")
+    if y.ndim == 0 or len(y) != len(x):
+        raise UsageError(f"there are {len(x)} inputs and labels of shape {tuple(y.shape)}; there should be one label for each")
     if not bool(x.isfinite().all()):
         raise UsageError("the inputs hold NaN or infinite values; they should be finite")
     if isinstance(threat, Lp):
-        least, most = float(x.min()), float(x.max())
-        if least < threat.low or most > threat.high:
-            raise UsageError(
-                f"the inputs are in [{least:.4g}, {most:.4g}]; the threat model's range is [{threat.low:g}, {threat.high:g}]"
-            )
+        _check_range(x, threat)
 
 
-def _check_labels(y: Tensor, outputs: Tensor, goal: Goal) -> None:
-    if y.is_floating_point() or y.ndim != 1 or outputs.ndim != 2:
-        return
-    if outputs.shape[1] < 2:
-        raise ModelError(f"the model returned shape {tuple(outputs.shape)}; it should return at least two logits an example")
-    if int(y.min()) < 0 or int(y.max()) >= outputs.shape[1]:
-        what = "targets" if goal.targeted else "labels"
-        allowed = f"the model has classes 0 to {outputs.shape[1] - 1}"
-        raise UsageError(f"the {what} are between {int(y.min())} and {int(y.max())}; {allowed}")
+def _check_range(x: Tensor, threat: Lp) -> None:
+    # In the data's own type: 0.1 as a float32 is greater than 0.1.
+    low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()
+    least, most = float(x.min()), float(x.max())
+    if least < low or most > high:
+        raise UsageError(f"the inputs are in [{least:.4g}, {most:.4g}]; the threat model's range is [{low:g}, {high:g}]")
 
 
-def _check_device(model: Model, x: Tensor) -> None:
+def check_device(model: Model, x: Tensor) -> None:
+    """Refuse a model and inputs that are on two devices."""
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if parameter is not None and parameter.device != x.device:
         raise UsageError(f"the model is on {parameter.device} and the inputs are on {x.device}; put both on one device")
@@ -185,7 +189,7 @@ def run(
     goal = Goal() if goal is None else goal
     check_serves(attack, threat)
     check_inputs(x, y, threat)
-    _check_device(model, x)
+    check_device(model, x)
     if budget is not None and budget < 1:
         raise UsageError(f"the budget is {budget} forward passes; it should be at least 1")
     with _attacking(model):
@@ -199,7 +203,11 @@ def run(
 
 def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
     if isinstance(rng, Streams):
+        if len(rng.keys) != len(x):
+            raise UsageError(f"there are {len(rng.keys)} random streams for {len(x)} inputs; there should be one for each")
         return rng
+    if rng is not None and not isinstance(rng, torch.Generator):
+        raise UsageError(f"rng is of type {type(rng).__name__}; it should be a torch.Generator")
     return Streams.of(torch.Generator().manual_seed(0) if rng is None else rng, len(x), x.device)
 
 
@@ -210,7 +218,7 @@ def _clean(oracle: Oracle, model: Model) -> Tensor:
     outputs = answer(model, given)
     if not torch.equal(given, x):
         raise ModelError("the model changes its input in place; it should leave its input alone")
-    _check_labels(oracle.y, outputs, oracle.goal)
+    check_outputs(outputs, oracle.y, oracle.goal)
     oracle.keep(x, outputs, torch.arange(len(x), device=x.device))
     return outputs
 
@@ -260,7 +268,7 @@ def perturb(
     """
     check_serves(attack, threat)
     check_inputs(x, y, threat)
-    _check_device(model, x)
+    check_device(model, x)
     with _attacking(model):
         x, y = _own(x), _own(y)
         return attack(Oracle(model, x, y, threat, goal, track=False), x, threat, _streams(rng, x))

@@ -37,6 +37,12 @@ def margin(outputs: Tensor, y: Tensor) -> Tensor:
     return z_other - z_y
 
 
+def _finite(outputs: Tensor) -> Tensor:
+    """The logits, those of -inf (a class that is ruled out) raised to the least of the others in the row."""
+    least = outputs.masked_fill(outputs == -torch.inf, torch.inf).amin(1, keepdim=True)
+    return torch.where(outputs == -torch.inf, least, outputs)
+
+
 def dlr(outputs: Tensor, y: Tensor) -> Tensor:
     """The difference of logits ratio, (max over k != y of z_k - z_y) / (z_(1) - z_(3)), free of the logits' scale.
 
@@ -45,19 +51,20 @@ def dlr(outputs: Tensor, y: Tensor) -> Tensor:
     """
     if outputs.shape[1] < 3:
         return margin(outputs, y)
-    z = outputs.topk(3, dim=1).values
+    z = _finite(outputs).topk(3, dim=1).values
     return margin(outputs, y) / (z[:, 0] - z[:, 2] + 1e-12)
 
 
 def dlr_targeted(outputs: Tensor, y: Tensor) -> Tensor:
-    """The targeted form, (max over k != y of z_k - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), where y is the target.
+    """A targeted form, (max over k != y of z_k - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), where y is the target.
 
-    Croce and Hein, 2020, https://arxiv.org/abs/2003.01690. With three classes z_(3) stands for both; with two this is the
-    margin.
+    After Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, who measure the target against the true label; here it is
+    measured against the greatest other logit, so that the loss needs no label and is negative exactly on success. With three
+    classes z_(3) stands for both; with two this is the margin.
     """
     if outputs.shape[1] < 3:
         return margin(outputs, y)
-    z = outputs.topk(min(4, outputs.shape[1]), dim=1).values
+    z = _finite(outputs).topk(min(4, outputs.shape[1]), dim=1).values
     return margin(outputs, y) / (z[:, 0] - z[:, 2:].mean(1) + 1e-12)
 
 

@@ -84,15 +84,16 @@ def _radii(d: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
-    radius = _radii(d, eps)
-    u = d.reshape(len(d), -1).abs()
+    # In float64: theta is a difference of sums that can be much larger than the radius.
+    radius = _radii(d, eps).double()
+    u = d.reshape(len(d), -1).abs().double()
     mu = u.sort(dim=1, descending=True).values
     excess = mu.cumsum(1) - radius
-    k = torch.arange(1, u.shape[1] + 1, device=d.device, dtype=d.dtype)
+    k = torch.arange(1, u.shape[1] + 1, device=d.device, dtype=u.dtype)
     rho = (mu * k > excess).sum(1, keepdim=True).clamp(min=1)
     theta = (excess.gather(1, rho - 1) / rho).clamp(min=0.0)
     theta = torch.where(u.sum(1, keepdim=True) > radius, theta, torch.zeros_like(theta))
-    return d.sign() * (u - theta).clamp(min=0.0).view_as(d)
+    return d.sign() * (u - theta).clamp(min=0.0).view_as(d).to(d.dtype)
 
 
 def _project_l0(d: Tensor, eps: float | Tensor) -> Tensor:
@@ -124,5 +125,12 @@ def steepest(g: Tensor, p: float, k: int = 1) -> Tensor:
         # argmax and topk may break ties differently from one device or batch to another; a stable sort does not.
         i = flat.abs().argsort(dim=1, descending=True, stable=True)[:, :k] if k > 1 else flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, i, flat.gather(1, i).sign() / i.shape[1]).view_as(g)
-    norm = lp_norm(g, 2 if p == 2 else math.inf)
-    return g / per_row(norm.clamp(min=torch.finfo(g.dtype).tiny), g)
+    # First to a greatest entry of 1: the squares of very large or very small gradients would not fit the type.
+    v = _scaled(g, math.inf)
+    return _scaled(v, 2) if p == 2 else v
+
+
+def _scaled(d: Tensor, p: float) -> Tensor:
+    """Each row divided by its norm; a zero row stays zero."""
+    norm = lp_norm(d, p)
+    return d / per_row(torch.where(norm > 0, norm, torch.ones_like(norm)), d)

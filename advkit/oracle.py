@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advkit.errors import AccessError, ModelError
+from advkit.errors import AccessError, ModelError, UsageError, first_line
 from advkit.losses import Loss
 from advkit.threat import ThreatModel
 
@@ -83,8 +83,8 @@ def answer(model: Model, x: Tensor) -> Tensor:
         raise
     except Exception as error:
         shape = tuple(x.shape)
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"the model raised {type(error).__name__} on an input of shape {shape}: {first}") from error
+        what = f"the model raised {type(error).__name__} on an input of shape {shape}"
+        raise ModelError(f"{what}: {first_line(error)}") from error
     if outputs.ndim == 0 or len(outputs) != len(x) or not outputs.is_floating_point():
         kind = f"{str(outputs.dtype).removeprefix('torch.')} of shape {tuple(outputs.shape)}"
         raise ModelError(f"the model returned {kind} for {len(x)} examples; it should return one row of float logits for each")
@@ -92,6 +92,25 @@ def answer(model: Model, x: Tensor) -> Tensor:
     if bad:
         raise ModelError(f"the model returned NaN for {bad} of {len(x)} examples; logits must be numbers")
     return outputs
+
+
+def check_outputs(outputs: Tensor, y: Tensor, goal: Goal) -> None:
+    """Refuse classes that the model does not have; where a goal has its own idea of an answer, anything goes.
+
+    Raises:
+        ModelError: The outputs are not (N, K) logits with K at least 2.
+        UsageError: y is not (N,) int64 with values from 0 to K - 1.
+    """
+    if goal.says is not top1:
+        return
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise ModelError(f"the model returned shape {tuple(outputs.shape)}; it should return at least two logits an example")
+    what = "targets" if goal.targeted else "labels"
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise UsageError(f"the {what} are {y.dtype} of shape {tuple(y.shape)}; they should be int64 of shape (N,)")
+    if int(y.min()) < 0 or int(y.max()) >= outputs.shape[1]:
+        allowed = f"the model has classes 0 to {outputs.shape[1] - 1}"
+        raise UsageError(f"the {what} are between {int(y.min())} and {int(y.max())}; {allowed}")
 
 
 class Oracle:
@@ -134,6 +153,8 @@ class Oracle:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.goal = Goal() if goal is None else goal
         self.access, self.budget, self.track = access, budget, track
+        # The logits of a reference, in training, are no labels.
+        self.checked = not track and y.ndim == 2
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.forwards, self.backwards = count, count.clone()
         self.found = torch.zeros_like(count, dtype=torch.bool)
@@ -166,13 +187,13 @@ class Oracle:
     def grad(self, x_adv: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss, (N,), and its gradient in the input, (N, *). One forward and one backward pass; needs gradients.
 
-        The gradient is of the sum over rows, so it does not depend on the batch. Entries that are NaN become 0.
+        The gradient is of the sum over rows, so it does not depend on the batch. Entries that are not finite become 0.
         """
         self._need(Access.GRADIENTS)
         sent = self._admit(x_adv, rows)
         z = (x_adv if sent is None else x_adv[sent]).detach().requires_grad_(True)
         with torch.enable_grad():
-            outputs = answer(self.model, z)
+            outputs = self._answer(z)
             if not outputs.requires_grad:
                 raise AccessError(
                     "the model gives no gradient with respect to its input; "
@@ -182,7 +203,14 @@ class Oracle:
             (g,) = torch.autograd.grad(values.sum(), z)
         self._record(z.detach(), outputs.detach(), rows, sent, backward=True)
         values = _scatter(values.detach(), sent, len(x_adv), -math.inf)
-        return values, _scatter(g.nan_to_num_(0.0), sent, len(x_adv), 0.0)
+        return values, _scatter(g.nan_to_num_(0.0, 0.0, 0.0), sent, len(x_adv), 0.0)
+
+    def _answer(self, z: Tensor) -> Tensor:
+        outputs = answer(self.model, z)
+        if not self.checked:
+            check_outputs(outputs, self.y, self.goal)
+            self.checked = True
+        return outputs
 
     def _need(self, access: Access) -> None:
         if access > self.access:
@@ -220,7 +248,7 @@ class Oracle:
         sent = self._admit(x_adv, rows)
         z = x_adv if sent is None else x_adv[sent]
         with torch.no_grad():
-            outputs = answer(self.model, z)
+            outputs = self._answer(z)
         self._record(z, outputs, rows, sent)
         return outputs, sent
 

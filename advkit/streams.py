@@ -79,7 +79,7 @@ class Streams:
 
     def uniform(self, *shape: int, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform in [0, 1), with shape (N, *shape)."""
-        bits = 53 if dtype == torch.float64 else 24
+        bits = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}[dtype]
         return _shift(self.words(shape, rows), 64 - bits).to(dtype) * 2.0**-bits
 
     def normal(self, *shape: int, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

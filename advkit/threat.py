@@ -66,12 +66,14 @@ class Lp:
         norms.check_norm(self.p)
         if not self.eps > 0:
             raise UsageError(f"eps is {self.eps}; a radius is greater than 0 (leave it out to search for the closest example)")
+        if self.p == 0 and self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; in l_0 it is how many entries may change, at least 1")
         if not self.low < self.high:
             raise UsageError(f"the range [{self.low}, {self.high}] is empty; low must be less than high")
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """||x_adv - x||_p, with shape (N,)."""
-        return norms.lp_norm(x_adv - x, self.p)
+        """||x_adv - x||_p, with shape (N,), summed in float64."""
+        return norms.lp_norm(x_adv.double() - x.double(), self.p).to(x.dtype)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """``x_adv`` moved into the ball, then into the range.
@@ -85,14 +87,24 @@ class Lp:
         if self.p == math.inf:
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp_(self.low, self.high)
         if self.p == 0:
-            return x + norms.project(x_adv.clamp(self.low, self.high) - x, 0, self.eps)
+            clipped = x_adv.clamp(self.low, self.high)
+            return torch.where(norms.project(clipped - x, 0, math.floor(self.eps)) != 0, clipped, x)
         return (x + norms.project(x_adv - x, self.p, self.eps)).clamp_(self.low, self.high)
 
     def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Which rows are finite, in the range and in the ball, up to the rounding of the subtraction; shape (N,)."""
+        """Which rows are finite, in the range and in the ball, up to the rounding of x + d to the data's type; shape (N,)."""
         flat = x_adv.reshape(len(x_adv), -1)
         inside = ((flat >= self.low) & (flat <= self.high) & flat.isfinite()).all(1)
-        return inside & (self.distance(x_adv, x) <= self.eps + self._slack(x))
+        d = x_adv.double() - x.double()
+        return inside & (norms.lp_norm(d, self.p) <= self.eps + self._slack(x, d))
+
+    def _slack(self, x: Tensor, d: Tensor) -> Tensor | float:
+        """What rounding the entries of x + d that changed, by half a unit in the last place each, can add to ||d||_p."""
+        if self.p == 0 or self.eps == math.inf:
+            return 0.0
+        half = torch.finfo(x.dtype).eps / 2 * (x.double().abs() + d.abs())
+        # One more part in 10^6 of the radius, for the rounding of norms and factors.
+        return norms.lp_norm(torch.where(d != 0, half, 0.0), self.p) + 1e-6 * self.eps
 
     def snap(self, x_adv: Tensor, x: Tensor, levels: int, outward: bool = False) -> Tensor:
         """``x_adv`` on the grid of ``levels`` equal steps from low to high, inside the ball, with shape (N, *).
@@ -106,19 +118,10 @@ class Lp:
         towards = torch.where(grid > origin, (grid + 1e-3).floor(), (grid - 1e-3).ceil()).clamp(0, levels)
         away = torch.where(grid > origin, (grid - 1e-3).ceil(), (grid + 1e-3).floor()).clamp(0, levels)
         wanted = away if outward else grid.round().clamp(0, levels)
-        # v * width / levels, in this order, is what reading the saved file gives.
-        z, safe = (self.low + v * self.width / levels for v in (wanted, towards))
+        # In this order, because reading the saved file computes it so.
+        z, safe = (v / levels * self.width + self.low for v in (wanted, towards))
         fits = (z - x).abs() <= self.eps + 1e-3 * step if self.p == math.inf else norms.per_row(self.allows(z, x), x)
         return torch.where(torch.as_tensor(fits), z, safe).clamp(self.low, self.high)
-
-    def _slack(self, x: Tensor) -> Tensor | float:
-        """What rounding each entry of x + d to the nearest float can add to ||d||_p."""
-        if self.p == 0 or self.eps == math.inf:
-            return 0.0
-        size = x[0].numel() if len(x) else 1
-        scale = x.reshape(len(x), -1).abs().amax(1) + min(self.eps, 1e30)
-        growth = 1.0 if self.p == math.inf else size ** (1.0 / self.p)
-        return torch.finfo(x.dtype).eps * growth * scale
 
     def steepest(self, g: Tensor, k: int = 1) -> Tensor:
         """The direction of unit length in which ``g`` grows fastest, with shape (N, *); in l_1, shared by k entries."""

@@ -21,6 +21,8 @@ from advkit.threat import Lp
 class FGSM:
     r"""x + eps * argmax over ||v||_p <= 1 of <v, g>, clipped to the range; for l_inf, x + eps * sign(g).
 
+    The step does not know the range: in l_1, where it moves one entry, clipping that entry can undo most of it.
+
     Goodfellow, Shlens and Szegedy, 2015, "Explaining and harnessing adversarial examples",
     https://arxiv.org/abs/1412.6572.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advkit.losses import margin
-from advkit.norms import dual, lp_norm, per_row, project
+from advkit.norms import dual, lp_norm, per_row, project, steepest
 from advkit.oracle import Access, Oracle
 from advkit.spec import check_at_least, check_positive
 from advkit.streams import Streams
@@ -28,7 +28,7 @@ class FMN:
     r"""The closest adversarial example: eps follows the boundary while delta climbs the margin inside the ball of radius eps.
 
     delta = project(delta + alpha * g / ||g||_2, eps). Once a row was fooled, eps shrinks by 1 - gamma where it is fooled and
-    grows by 1 + gamma where it is not, never beyond the closest success.
+    grows by 1 + gamma where it is not.
 
     Until then eps is ||delta||_p + |L| / ||g||_q, the distance at which the linear model of the margin crosses zero. Here
     this differs from the paper, whose rule can approach a boundary from inside for ever, or end in a corner of the range: eps
@@ -84,7 +84,7 @@ class FMN:
                 crossing = size + L.abs() / lp_norm(g, dual(p)).clamp(min=torch.finfo(g.dtype).tiny)
                 missed = torch.where(never, torch.maximum(crossing, eps), eps) * (1 + gamma)
                 eps = torch.where(fooled, torch.minimum(torch.where(eps > 0, eps, size) * (1 - gamma), best), missed)
-            delta = x_t - x + per_row(alpha, x) * g / per_row(lp_norm(g, 2).clamp(min=torch.finfo(g.dtype).tiny), g)
+            delta = x_t - x + per_row(alpha, x) * steepest(g, 2)
             delta = torch.where(never.view(-1, *(1,) * (x.ndim - 1)), _stretch(delta, p, eps), delta)
             x_t = (x + project(delta, p, eps)).clamp(threat.low, threat.high)
         return x_t

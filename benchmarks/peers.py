@@ -215,8 +215,10 @@ def main() -> None:
     parser.add_argument("--train-robust", metavar="FILE", help="train the checkpoint of adversarial training, and end")
     parser.add_argument("--plain", help="a checkpoint of plain training")
     parser.add_argument("--robust", help="one of adversarial training")
+    parts = ("examples", "accuracy", "distance", "speed")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to compare (default: all)")
     parser.add_argument("--examples", type=int, default=1000, help="how many test images (default 1000)")
-    parser.add_argument("--rounds", type=int, default=5, help="how many rounds are timed (default 5); 0 for none")
+    parser.add_argument("--rounds", type=int, default=5, help="how many rounds are timed (default 5)")
     arguments = parser.parse_args()
     if arguments.train_robust:
         train_robust(arguments.data, arguments.train_robust)
@@ -230,10 +232,14 @@ def main() -> None:
             continue
         model = models_by_name.load(path).module
         assert isinstance(model, nn.Module)
-        same_examples(model, x[:250], y[:250])
-        pgd_accuracy(label, model, x, y)
-        closest(label, model, x, y)
-        if arguments.rounds:
+        print(f"{label:7} {path}, {len(x)} examples, one thread", flush=True)
+        if "examples" in arguments.parts:
+            same_examples(model, x[:250], y[:250])
+        if "accuracy" in arguments.parts:
+            pgd_accuracy(label, model, x, y)
+        if "distance" in arguments.parts:
+            closest(label, model, x, y)
+        if "speed" in arguments.parts:
             speed(label, model, x[:250], y[:250], arguments.rounds)
 
 

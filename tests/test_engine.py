@@ -105,7 +105,7 @@ def test_any_rank_dtype_and_range():
         ({"x": X[:0], "y": torch.zeros(0).long()}, UsageError, "at least one example"),
         ({"x": X + 1}, UsageError, r"the inputs are in \[1\..*the threat model's range is \[0, 1\]"),
         ({"x": X * math.nan}, UsageError, "NaN or infinite"),
-        ({"y": torch.zeros(3).long()}, UsageError, "6 inputs and 3 labels"),
+        ({"y": torch.zeros(3).long()}, UsageError, r"6 inputs and labels of shape \(3,\)"),
         ({"y": torch.full((6,), 3)}, UsageError, "the labels are between 3 and 3; the model has classes 0 to 2"),
         ({"y": torch.full((6,), -1)}, UsageError, "between -1 and -1"),
         ({"x": X[:, :, :4]}, ModelError, r"raised RuntimeError on an input of shape \(6, 1, 4, 5\)"),

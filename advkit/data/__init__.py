@@ -11,6 +11,7 @@ from advkit.data import folder, huggingface
 from advkit.data.arrays import from_tensors as from_tensors
 from advkit.data.arrays import read_npz
 from advkit.data.dataset import Data as Data
+from advkit.data.dataset import check_seed as check_seed
 from advkit.data.embedded import mnist_5k
 from advkit.data.images import Pictures
 from advkit.data.python import read_python
@@ -45,7 +46,7 @@ def load(
         spec: One of the forms in ``DATA``. Only ``hf:`` may download; only the last two run code.
         split: Which split, where there are several.
         limit: The most examples, with the classes in proportion; None for all.
-        seed: Of the choice that the limit makes.
+        seed: Of the choice that the limit makes: a whole number from 0 to 2**63 - 1.
         low: The least value that the data may have. Images and other 8-bit data are mapped to [low, high], by default
             [0, 1]; other data must be inside, and where no range is given, must be in [0, 1] or [-1, 1].
         high: The greatest.

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Data:
         """At most ``limit`` examples with the classes in proportion, drawn by :func:`stratified`; all of them for None.
 
         Raises:
-            UsageError: The limit is less than 1.
+            UsageError: The limit is less than 1, or the seed is not allowed.
         """
         positions = stratified(self.y, limit, seed)
         return self if len(positions) == len(self) else self.select(positions)
@@ -86,6 +87,12 @@ class Data:
         """A hex SHA-256 of the labels, the numbers and the contents of these examples."""
         numbers = torch.stack([self.y, self.index]).numpy().astype("<i8").tobytes()
         return hashlib.sha256(numbers + self.fingerprint(self.index).encode()).hexdigest()
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not a whole number from 0 to 2**63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UsageError(f"the seed is {seed!r}; it should be a whole number from 0 to 2**63 - 1")
 
 
 def stratified(y: Tensor, limit: int | None, seed: int) -> Tensor:
@@ -97,19 +104,20 @@ def stratified(y: Tensor, limit: int | None, seed: int) -> Tensor:
     Arguments:
         y: The labels, with shape (N,) and dtype int64.
         limit: How many to choose; all, where it is None or at least N.
-        seed: Of the draw.
+        seed: Of the draw, as :func:`check_seed` allows.
 
     Raises:
-        UsageError: The limit is less than 1.
+        UsageError: The limit is less than 1, or the seed is not allowed.
 
     >>> stratified(torch.tensor([0, 0, 0, 0, 1, 1]), 3, seed=0).shape
     torch.Size([3])
     """
+    check_seed(seed)
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}; it should be at least 1")
     if limit is None or limit >= len(y):
         return torch.arange(len(y))
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(int(seed))
     _, which, n = y.unique(return_inverse=True, return_counts=True)
     quota = limit * n // len(y)
     lots = torch.randperm(len(n), generator=rng)

@@ -16,9 +16,9 @@ from torch import nn
 
 from advkit.errors import UsageError
 from advkit.models import checkpoint, huggingface, onnx, sklearn
+from advkit.models.digest import digest_file, digest_of
 from advkit.models.model import LogProbabilities as LogProbabilities
 from advkit.models.model import Model as Model
-from advkit.models.model import digest_file, digest_of
 from advkit.models.model import inspect as inspect
 from advkit.models.model import wrap as wrap
 from advkit.models.networks import NETWORKS as NETWORKS
@@ -74,7 +74,7 @@ def find_device(device: str) -> torch.device:
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except Exception:  # the module of a backend may be missing, and what others raise is theirs
         known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise UsageError(f"cannot use the device {device!r}; there is {known}") from None
     return where

@@ -21,7 +21,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from advkit.errors import UsageError
+from advkit.errors import UsageError, first_line
 from advkit.models.batch import FixedBatch
 
 _NAME = re.compile(r"[\w.:+-]*", re.ASCII)
@@ -67,9 +67,8 @@ def load(path: Path, device: torch.device, trust_pickle: bool) -> nn.Module:
             "if you trust where it comes from, add --trust-pickle (trust_pickle=True)"
         ) from None
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        kind = type(error).__name__
-        raise UsageError(f"cannot load {path} as a program of torch.export ({kind}: {line}); export it again") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"cannot load {path} as a program of torch.export ({what}); export it again") from error
     return _batched(path, program, module)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advkit.errors import UsageError
+from advkit.errors import UsageError, first_line
 from advkit.models.networks import Normalize
 
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -171,7 +171,7 @@ def _check_weights(name: str, local: bool) -> None:
 
 
 def _refused(name: str, error: Exception) -> UsageError:
-    line = (str(error).strip().splitlines() or [""])[0]
+    line = first_line(error)
     if "Unrecognized configuration class" in line:
         return UsageError(f"{name} is not an image classifier that transformers knows; advkit loads image classifiers")
     return UsageError(f"transformers cannot load {name} ({type(error).__name__}: {line})")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import getsourcefile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from advkit.engine import frozen
 from advkit.errors import ModelError, UsageError
+from advkit.models.digest import digest_of
 from advkit.oracle import Access, answer, logits_of
 
 _FEW = 4
@@ -34,7 +31,7 @@ class Model:
         module: Inputs (N, *) to logits (N, K); nearly always a module in evaluation mode.
         name: The spec as it was typed, or the name of the class.
         access: The most that it can answer.
-        digest: The hex SHA-256 of its contents: of the file, of the class and its weights, or of the source file.
+        digest: The hex SHA-256 of its contents: of the file, or of the code, settings and weights.
         notes: What a person should be told, each a sentence.
     """
 
@@ -60,33 +57,6 @@ class LogProbabilities(nn.Module):
         """Log-probabilities, with shape (N, K); those of 0 are the logarithm of the least positive number."""
         p = logits_of(self.inner(x))
         return p.clamp(min=torch.finfo(p.dtype).tiny).log()
-
-
-def digest_file(path: str | Path) -> str:
-    """The hex SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_module(module: nn.Module) -> str:
-    """The hex SHA-256 of a module's class, parameters and buffers, those that are not saved among them."""
-    digest = hashlib.sha256(type(module).__qualname__.encode())
-    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def digest_of(module: Callable[..., Any]) -> str:
-    """The hex SHA-256 of a module, or of the source file of a callable (of its name, where there is no file)."""
-    if isinstance(module, nn.Module):
-        return digest_module(module)
-    code = module.func if isinstance(module, functools.partial) else module
-    try:
-        source = getsourcefile(code if hasattr(code, "__code__") else type(code))
-    except TypeError:
-        source = None
-    return digest_file(source) if source and Path(source).is_file() else hashlib.sha256(_name(code).encode()).hexdigest()
 
 
 def _name(module: Callable[..., Any]) -> str:

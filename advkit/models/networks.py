@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit import spec
+from advkit.errors import UsageError
 from advkit.spec import Table
 
 
@@ -56,6 +57,10 @@ class MnistCNN:
     width: int = 32
     dense: int = 128
 
+    def __post_init__(self) -> None:
+        spec.check_at_least("the network's width", self.width, 1)
+        spec.check_at_least("the network's dense", self.dense, 1)
+
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
         return nn.Sequential(
@@ -84,6 +89,10 @@ class MnistMLP:
 
     width: int = 256
     depth: int = 2
+
+    def __post_init__(self) -> None:
+        spec.check_at_least("the network's width", self.width, 1)
+        spec.check_at_least("the network's depth", self.depth, 1)
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -128,6 +137,10 @@ class CifarResNet:
     width: int = 16
     blocks: int = 1
 
+    def __post_init__(self) -> None:
+        spec.check_at_least("the network's width", self.width, 1)
+        spec.check_at_least("the network's blocks", self.blocks, 1)
+
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
         layers: list[nn.Module] = [
@@ -162,9 +175,12 @@ def build(text: str, seed: int = 0) -> nn.Module:
     """The network that a spec names, with weights drawn from ``seed``; the global generator is left as it was.
 
     Raises:
-        UsageError: An unknown name or setting.
+        UsageError: An unknown name or setting, a size less than 1, or a network that does not fit in memory.
     """
     network = spec.parse(text, NETWORKS, "network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return network.build()
+        try:
+            return network.build()  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError, OverflowError, TypeError):  # what torch raises, by how much too large it is
+            raise UsageError(f"the network {text!r} does not fit in memory; give it a smaller width or depth") from None

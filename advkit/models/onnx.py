@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advkit.errors import UsageError
+from advkit.errors import UsageError, first_line
 from advkit.models.batch import FixedBatch
 from advkit.oracle import Access, logits_of
 
@@ -72,8 +72,7 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(path, providers=providers)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise UsageError(f"ONNX Runtime cannot read {path}: {line}") from error
+        raise UsageError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
 
 
 def _output(path: Path, session: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advkit.errors import UsageError
+from advkit.errors import UsageError, first_line
 from advkit.oracle import Access
 
 _MOST_CLASSES = 100_000
@@ -108,8 +108,8 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
     except ImportError as error:
         raise UsageError(f'{path} needs {error.name}, which is not installed; run pip install "advkit[sklearn]"') from error
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise UsageError(f"cannot read {path} ({type(error).__name__}: {line}); it should be a pickled estimator") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"cannot read {path} ({what}); it should be a pickled estimator") from error
     return estimator, tuple(dict.fromkeys(str(warning.message).splitlines()[0] for warning in caught))
 
 
