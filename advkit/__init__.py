@@ -4,20 +4,47 @@ The doors: :func:`evaluate` for a number with its interval and the examples behi
 :func:`perturb` for training. Attacks are in :mod:`advkit.attacks`, training losses in :mod:`advkit.defenses`.
 """
 
-from advkit.benchmarks.evaluate import evaluate as evaluate
-from advkit.benchmarks.result import Evaluation as Evaluation
-from advkit.combine import Restarts as Restarts
-from advkit.combine import Worst as Worst
-from advkit.engine import Attack as Attack
-from advkit.engine import AttackResult as AttackResult
-from advkit.engine import frozen as frozen
-from advkit.engine import perturb as perturb
-from advkit.engine import run as run
-from advkit.errors import AccessError as AccessError
-from advkit.errors import ModelError as ModelError
-from advkit.errors import UsageError as UsageError
-from advkit.oracle import Access as Access
-from advkit.oracle import Goal as Goal
-from advkit.oracle import Oracle as Oracle
-from advkit.threat import Lp as Lp
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from advkit.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from advkit.benchmarks.evaluate import evaluate as evaluate
+    from advkit.benchmarks.result import Evaluation as Evaluation
+    from advkit.combine import Restarts as Restarts
+    from advkit.combine import Worst as Worst
+    from advkit.engine import Attack as Attack
+    from advkit.engine import AttackResult as AttackResult
+    from advkit.engine import frozen as frozen
+    from advkit.engine import perturb as perturb
+    from advkit.engine import run as run
+    from advkit.errors import AccessError as AccessError
+    from advkit.errors import ModelError as ModelError
+    from advkit.errors import UsageError as UsageError
+    from advkit.oracle import Access as Access
+    from advkit.oracle import Goal as Goal
+    from advkit.oracle import Oracle as Oracle
+    from advkit.threat import Lp as Lp
+
+# Imported when they are first asked for: the command line answers at once, and can be stopped while torch is loading.
+_HOMES = {
+    "benchmarks.evaluate": ("evaluate",),
+    "benchmarks.result": ("Evaluation",),
+    "combine": ("Restarts", "Worst"),
+    "engine": ("Attack", "AttackResult", "frozen", "perturb", "run"),
+    "errors": ("AccessError", "ModelError", "UsageError"),
+    "oracle": ("Access", "Goal", "Oracle"),
+    "threat": ("Lp",),
+}
+_HOME = {name: f"advkit.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'advkit' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -9,6 +9,7 @@ from torch import Tensor
 from advkit.engine import Attack
 from advkit.errors import UsageError
 from advkit.oracle import Access, Oracle
+from advkit.spec import check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -30,8 +31,7 @@ class Restarts:
     paper = "wrapper: the best of n runs"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UsageError(f"restarts: n is {self.n}; it should be at least 1")
+        check_whole("restarts: n", self.n, 1)
 
     @property
     def access(self) -> Access:

@@ -195,10 +195,10 @@ def run(
     with _attacking(model):
         x, y = _own(x), _own(y)
         oracle = Oracle(model, x, y, threat, goal, access, budget)
-        clean = _clean(oracle, model)
+        clean = _clean(oracle, model, y)
         with contextlib.suppress(Stop):
             oracle.fooled(attack(oracle, x, threat, _streams(rng, x)))
-        return _verified(oracle, model, clean)
+        return _verified(oracle, model, y, clean)
 
 
 def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
@@ -211,26 +211,26 @@ def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
     return Streams.of(torch.Generator().manual_seed(0) if rng is None else rng, len(x), x.device)
 
 
-def _clean(oracle: Oracle, model: Model) -> Tensor:
+def _clean(oracle: Oracle, model: Model, y: Tensor) -> Tensor:
     """The outputs for x; rows that already meet the goal are done, at distance 0."""
     x = oracle.x
     given = x.clone()
     outputs = answer(model, given)
     if not torch.equal(given, x):
         raise ModelError("the model changes its input in place; it should leave its input alone")
-    check_outputs(outputs, oracle.y, oracle.goal)
+    check_outputs(outputs, y, oracle.goal)
     oracle.keep(x, outputs, torch.arange(len(x), device=x.device))
     return outputs
 
 
-def _verified(oracle: Oracle, model: Model, clean: Tensor) -> AttackResult:
+def _verified(oracle: Oracle, model: Model, y: Tensor, clean: Tensor) -> AttackResult:
     """Decide success, once: a forward pass of its own over what was found, and the threat model's word."""
     outputs, success = clean.clone(), oracle.found.clone()
     rows = (oracle.found & (oracle.distance > 0)).nonzero().squeeze(1)
     if len(rows):
         outputs[rows] = answer(model, oracle.best[rows])
         allowed = oracle.threat.allows(oracle.best[rows], oracle.x[rows])
-        success[rows] = allowed & oracle.goal.met(outputs[rows], oracle.y[rows])
+        success[rows] = allowed & oracle.goal.met(outputs[rows], y[rows])
     keep = success.view(-1, *(1,) * (oracle.x.ndim - 1))
     checks = torch.ones_like(oracle.forwards)
     checks[rows] += 1

@@ -150,7 +150,7 @@ class Oracle:
         budget: int | None = None,
         track: bool = True,
     ) -> None:
-        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self._model, self.x, self._y, self.threat = model, x, y, threat
         self.goal = Goal() if goal is None else goal
         self.access, self.budget, self.track = access, budget, track
         # The logits of a reference, in training, are no labels.
@@ -182,7 +182,8 @@ class Oracle:
         """What the adversary maximizes: the loss for a label, less it for a target, (N,). One forward; needs scores."""
         self._need(Access.SCORES)
         outputs, sent = self._forward(x_adv, rows)
-        return _scatter(self._sign(loss(outputs, self._labels(rows, sent))), sent, len(x_adv), -math.inf)
+        values = self._sign(loss(outputs, self._labels(rows, sent))).to(x_adv.dtype)
+        return _scatter(values, sent, len(x_adv), -math.inf)
 
     def grad(self, x_adv: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss, (N,), and its gradient in the input, (N, *). One forward and one backward pass; needs gradients.
@@ -202,13 +203,13 @@ class Oracle:
             values = self._sign(loss(outputs, self._labels(rows, sent)))
             (g,) = torch.autograd.grad(values.sum(), z)
         self._record(z.detach(), outputs.detach(), rows, sent, backward=True)
-        values = _scatter(values.detach(), sent, len(x_adv), -math.inf)
+        values = _scatter(values.detach().to(x_adv.dtype), sent, len(x_adv), -math.inf)
         return values, _scatter(g.nan_to_num_(0.0, 0.0, 0.0), sent, len(x_adv), 0.0)
 
     def _answer(self, z: Tensor) -> Tensor:
-        outputs = answer(self.model, z)
+        outputs = answer(self._model, z)
         if not self.checked:
-            check_outputs(outputs, self.y, self.goal)
+            check_outputs(outputs, self._y, self.goal)
             self.checked = True
         return outputs
 
@@ -242,7 +243,7 @@ class Oracle:
         return rows if sent is None else rows[sent]
 
     def _labels(self, rows: Tensor | None, sent: Tensor | None) -> Tensor:
-        return self.y[self._rows(rows, sent)]
+        return self._y[self._rows(rows, sent)]
 
     def _forward(self, x_adv: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         sent = self._admit(x_adv, rows)
@@ -266,7 +267,7 @@ class Oracle:
 
     def keep(self, z: Tensor, outputs: Tensor, who: Tensor) -> None:
         """Note the successes among candidates ``z`` of rows ``who`` that are allowed and closer than what was known."""
-        hit = self.goal.met(outputs, self.y[who])
+        hit = self.goal.met(outputs, self._y[who])
         if not bool(hit.any()):
             return
         z, who = z[hit], who[hit]

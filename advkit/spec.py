@@ -54,7 +54,7 @@ def parse(text: str, table: Table, what: str, defaults: Mapping[str, Any] | None
     Raises:
         UsageError: The text is not of this form, or a name or a setting is unknown or has a wrong value.
 
-    >>> parse("point(x=8/255)", {"point": dataclasses.make_dataclass("point", ["x"])}, "thing")
+    >>> parse("point(x=8/255)", {"point": dataclasses.make_dataclass("point", [("x", float)])}, "thing")
     point(x=0.03137254901960784)
     """
     try:
@@ -63,7 +63,12 @@ def parse(text: str, table: Table, what: str, defaults: Mapping[str, Any] | None
         raise UsageError(f"cannot read the {what} {text!r}; write a name, or name(setting=value, ...)") from None
     if not isinstance(node, ast.Name | ast.Call):
         raise UsageError(f"cannot read the {what} {text!r}; write a name, or name(setting=value, ...)")
-    return _build(node, table, what, dict(defaults or {}))
+    try:
+        return _build(node, table, what, dict(defaults or {}))
+    except (OverflowError, RecursionError):
+        raise UsageError(
+            f"cannot read the {what} {text[:40]!r}...; a number is too large, or it is nested too deeply"
+        ) from None
 
 
 def _name(node: ast.expr, what: str) -> str:
@@ -110,7 +115,9 @@ def _fit(value: Any, field: dataclasses.Field[Any], where: str) -> Any:
         return int(value)
     wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}
     kinds = [wanted[kind.strip()] for kind in declared.split("|") if kind.strip() in wanted]
-    if not kinds or (value is None and "None" in declared):
+    if not kinds:
+        return _fit_nested(value, declared, where)
+    if value is None and "None" in declared:
         return value
     is_number_for_flag = isinstance(value, bool) and "bool" not in declared
     if is_number_for_flag or not any(isinstance(value, kind) for kind in kinds):  # type: ignore[arg-type]
@@ -118,12 +125,21 @@ def _fit(value: Any, field: dataclasses.Field[Any], where: str) -> Any:
     return float(value) if "float" in declared and "int" not in declared and isinstance(value, int) else value
 
 
+def _fit_nested(value: Any, declared: str, where: str) -> Any:
+    """``value`` where another object is wanted, or several."""
+    several = declared.startswith("tuple")
+    if several != isinstance(value, tuple) or not all(map(dataclasses.is_dataclass, value if several else (value,))):
+        wanted = "a list of others, as in [fgsm, pgd]" if several else f"another, of type {declared}"
+        raise UsageError(f"{where} is {value!r}; it should be {wanted}")
+    return value
+
+
 def _value(node: ast.expr, table: Table, what: str) -> Any:
     match node:
         case ast.Constant(value=str() as value):
             return value.replace(_DASH, "-")
         case ast.Constant(value=bool() | int() | float() | None as value):
-            return value
+            return _literal(value)
         case ast.Name(id=name) if name.lower() in _CONSTANTS:
             return _CONSTANTS[name.lower()]
         case ast.Name() | ast.Call():
@@ -135,6 +151,12 @@ def _value(node: ast.expr, table: Table, what: str) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return tuple(_value(item, table, what) for item in items)
     raise UsageError(f"cannot read {ast.unparse(node)!r}; a setting is a number, a string, a flag or another {what}")
+
+
+def _literal(value: float | None) -> float | None:
+    if value == math.inf:
+        raise OverflowError
+    return value
 
 
 def _arithmetic(node: ast.BinOp, table: Table, what: str) -> float:
@@ -197,8 +219,18 @@ def check_choice(where: str, name: str, known: Mapping[str, Any]) -> None:
 
 def check_at_least(where: str, value: float, least: float) -> None:
     """Refuse a number that is too small, or is not one."""
-    if not value >= least or value == math.inf:
+    if not least <= value < math.inf:
         raise UsageError(f"{where} is {value}; it should be at least {least}")
+
+
+MOST = 2**53
+"""The greatest whole number that is accepted: beyond it floats no longer tell one from the next."""
+
+
+def check_whole(where: str, value: int, least: int) -> None:
+    """Refuse what is not a whole number from ``least`` to 2**53."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise UsageError(f"{where} is {value}; it should be at least {least}, a whole number up to 2**53")
 
 
 def check_positive(where: str, value: float | None) -> None:

@@ -9,6 +9,7 @@ the same weights, bit for bit, as one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from advkit.data.dataset import Data
 from advkit.errors import UsageError
 from advkit.models import checkpoint
 from advkit.oracle import answer, logits_of
-from advkit.spec import check_at_least, check_positive
+from advkit.spec import check_positive, check_whole
 
 LEAST_STEPS = 500
 """With fewer steps even a small network has hardly begun to learn."""
@@ -77,8 +78,8 @@ class Recipe:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("epochs", self.epochs, 1)
-        check_at_least("batch size", self.batch_size, 1)
+        check_whole("epochs", self.epochs, 1)
+        check_whole("batch size", self.batch_size, 1)
         check_positive("learning rate", self.lr)
 
     def for_examples(self, n: int) -> Recipe:
@@ -124,8 +125,8 @@ def train(
         loss: What a step descends; by default, the cross entropy.
         seed: Where the order of the examples, and whatever the loss draws, come from.
         device: Where to train.
-        partial: A file that holds the run after each epoch, so that the same call goes on where it stopped; it is removed at
-            the end.
+        partial: A file that holds the run after each epoch, so that the same call goes on where it stopped; the caller
+            removes it when the model is safe.
         identity: What else (network, data, loss) makes this run the same as the one in ``partial``.
         report: Called after each step.
 
@@ -144,10 +145,8 @@ def train(
     first = _resume(partial, run, model, optimizer) if partial else 0
     for epoch in range(first, recipe.epochs):
         _epoch(model, optimizer, data, recipe, loss, epoch, seed, report)
-        if partial and epoch + 1 < recipe.epochs:
+        if partial:
             _save(partial, run, model, optimizer, epoch + 1)
-    if partial:
-        partial.unlink(missing_ok=True)
     return model.eval()
 
 
@@ -161,19 +160,20 @@ def _epoch(
     seed: int,
     report: Callable[[Progress], None] | None,
 ) -> None:
-    device = next(model.parameters()).device
-    rng = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    first = next(model.parameters())
+    epoch_seed = int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
+    rng = torch.Generator().manual_seed(epoch_seed)
     a_pass = -(-len(data) // recipe.batch_size)
     steps, total = recipe.epochs * a_pass, 0.0
     model.train()
     # Dropout and the like draw from the global generator: seeded here, and put back.
     with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(seed * 100_003 + epoch)
+        torch.manual_seed(epoch_seed)
         for i, (x, y) in enumerate(_batches(data, recipe, rng)):
             step = epoch * a_pass + i
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * _schedule(step / steps)
-            value = loss(model, x.to(device), y.to(device), rng)
+            value = loss(model, x.to(first), y.to(first.device), rng)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
@@ -245,12 +245,12 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[int, 
     """How many examples the model gets right, and how many there are; the model's mode is left as it was."""
     from advkit.engine import frozen
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    first = next(model.parameters(), torch.empty(0))
     right = 0
     with frozen(model), torch.no_grad():
         for start in range(0, len(data), batch_size):
             x, y = data.batch(start, start + batch_size)
-            right += int((answer(model, x.to(device)).argmax(1).cpu() == y).sum())
+            right += int((answer(model, x.to(first)).argmax(1).cpu() == y).sum())
     return right, len(data)
 
 

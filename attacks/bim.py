@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advkit.losses import LOSSES
 from advkit.oracle import Access, Oracle
-from advkit.spec import check_at_least, check_choice, check_positive
+from advkit.spec import check_choice, check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -38,7 +38,7 @@ class BIM:
     paper = "Kurakin et al. 2017"
 
     def __post_init__(self) -> None:
-        check_at_least("bim: steps", self.steps, 1)
+        check_whole("bim: steps", self.steps, 1)
         check_positive("bim: step", self.step)
         check_choice("bim: loss", self.loss, LOSSES)
 

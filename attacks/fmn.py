@@ -15,7 +15,7 @@ from torch import Tensor
 from advkit.losses import margin
 from advkit.norms import dual, lp_norm, per_row, project, steepest
 from advkit.oracle import Access, Oracle
-from advkit.spec import check_at_least, check_positive
+from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -53,7 +53,7 @@ class FMN:
     paper = "Pintor et al. 2021"
 
     def __post_init__(self) -> None:
-        check_at_least("fmn: steps", self.steps, 1)
+        check_whole("fmn: steps", self.steps, 1)
         check_positive("fmn: alpha", self.alpha)
         check_positive("fmn: gamma", self.gamma)
 

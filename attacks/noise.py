@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advkit.norms import lp_norm, per_row
 from advkit.oracle import Access, Oracle
-from advkit.spec import check_at_least
+from advkit.spec import check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -42,7 +42,7 @@ class Uniform:
     paper = "baseline"
 
     def __post_init__(self) -> None:
-        check_at_least("uniform: n", self.n, 1)
+        check_whole("uniform: n", self.n, 1)
 
     @property
     def cost(self) -> int:
@@ -69,7 +69,7 @@ class Gaussian:
     paper = "baseline"
 
     def __post_init__(self) -> None:
-        check_at_least("gaussian: n", self.n, 1)
+        check_whole("gaussian: n", self.n, 1)
 
     @property
     def cost(self) -> int:
@@ -103,7 +103,7 @@ class SaltAndPepper:
     paper = "baseline"
 
     def __post_init__(self) -> None:
-        check_at_least("salt-and-pepper: n", self.n, 1)
+        check_whole("salt-and-pepper: n", self.n, 1)
 
     @property
     def cost(self) -> int:

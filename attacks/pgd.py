@@ -14,7 +14,7 @@ from torch import Tensor
 from advkit.losses import LOSSES
 from advkit.norms import lp_norm, per_row
 from advkit.oracle import Access, Oracle
-from advkit.spec import check_at_least, check_choice, check_positive
+from advkit.spec import check_at_least, check_choice, check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -52,7 +52,7 @@ class PGD:
     paper = "Madry et al. 2018"
 
     def __post_init__(self) -> None:
-        check_at_least("pgd: steps", self.steps, 1)
+        check_whole("pgd: steps", self.steps, 1)
         check_positive("pgd: step", self.step)
         check_choice("pgd: loss", self.loss, LOSSES)
         check_at_least("pgd: momentum", self.momentum, 0)

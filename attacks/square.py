@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advkit.losses import margin
 from advkit.oracle import Access, Oracle
-from advkit.spec import check_at_least, check_positive
+from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
@@ -26,7 +26,8 @@ class Square:
     r"""Set a random square of the input to x - eps or x + eps, each channel by a coin, and keep it if the margin grows.
 
     The start is x + eps * (-1 or 1) in vertical stripes. An input of shape (N, C, H, W) is tried in squares, (N, C, T) and
-    (N, D) in intervals.
+    (N, D) in intervals. For a target, too, what grows is the margin (the paper uses the cross entropy there), and the first
+    share is that of AutoAttack (the paper's is 0.05).
 
     Andriushchenko, Croce, Flammarion and Hein, 2020, "Square attack: a query-efficient black-box adversarial attack via random
     search", https://arxiv.org/abs/1912.00049.
@@ -44,7 +45,7 @@ class Square:
     paper = "Andriushchenko et al. 2020"
 
     def __post_init__(self) -> None:
-        check_at_least("square: queries", self.queries, 1)
+        check_whole("square: queries", self.queries, 1)
         check_positive("square: share", self.share)
 
     @property
@@ -68,6 +69,9 @@ class Square:
             square = self._square(i, height, width, rows, rng)
             coin = rng.uniform(channels, 1, 1, rows=rows) < 0.5
             tried = torch.where(square, torch.where(coin, down[rows], up[rows]), x_hat[rows])
+            # A square that would change nothing is turned over in every channel, so that no query is wasted on it.
+            idle = (tried == x_hat[rows]).flatten(1).all(1).view(-1, 1, 1, 1)
+            tried = torch.where(idle & square, torch.where(coin, up[rows], down[rows]), tried)
             L_tried = oracle.loss(tried.view(-1, *x.shape[1:]), margin, rows)
             better = L_tried > L[rows]
             x_hat[rows[better]], L[rows[better]] = tried[better], L_tried[better]

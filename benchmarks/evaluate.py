@@ -7,9 +7,10 @@ not given to the next; in a search for the closest example the closest of all at
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from advkit.attacks import ATTACKS
 from advkit.benchmarks.folder import Batch, Folder, Row
 from advkit.benchmarks.result import Evaluation
 from advkit.data import Data
+from advkit.data.dataset import check_seed
 from advkit.engine import Attack, AttackResult, check_serves, frozen, run
 from advkit.errors import AccessError, UsageError
 from advkit.models import Model
@@ -82,6 +84,7 @@ class Plan:
     budget: int | None
     batch_size: int
     device: torch.device
+    dtype: torch.dtype
     seed: int
     quantize: bool
     alone: bool
@@ -90,11 +93,12 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same."""
+        kind = {"kind": self.data.kind, "low": self.data.low, "high": self.data.high}
         return {
             "format": 1,
             "advkit": __version__,
             "model": {"name": self.model.name, "digest": self.model.digest},
-            "data": {"name": self.data.name, "digest": self.data_digest, "examples": len(self.data)},
+            "data": {"name": self.data.name, "digest": self.data_digest, "examples": len(self.data), **kind},
             "attacks": [name for name, _ in self.attacks],
             "threat": spec.show(self.threat, THREATS),
             "goal": self.target or "untargeted",
@@ -180,21 +184,30 @@ def evaluate(
 
 def execute(plan: Plan, out: Path | None, report: Callable[[Status], None] | None) -> Evaluation:
     """Run what a plan says, in memory or in a folder."""
-    total, identity = len(plan.data), plan.identity()
+    identity = plan.identity()
     if out is not None:
-        folder = Folder(out, identity, total, plan.batch_size)
-        for batch in _batches(plan, len(folder.rows), folder.rows, report):
-            folder.append(batch)
-        notes = (*plan.notes, *_failed(plan, folder.rows))
-        result = Evaluation(identity, folder.rows, folder.times, notes, folder=out)
-        folder.finish(result.summary())
-        return result
+        try:
+            return _execute_in(plan, out, identity, report)
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            sentence = f"{error.strerror or error}{where}; what was finished before is kept, and the same command goes on"
+            raise UsageError(sentence) from error
     batches = list(_batches(plan, 0, [], report))
     rows = [row for batch in batches for row in batch.rows]
     names = batches[0].tensors
     tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in names}
     times = [row for batch in batches for row in batch.times]
     return Evaluation(identity, rows, times, (*plan.notes, *_failed(plan, rows)), tensors=tensors)
+
+
+def _execute_in(plan: Plan, out: Path, identity: dict[str, Any], report: Callable[[Status], None] | None) -> Evaluation:
+    with Folder(out, identity, plan.data.index.tolist(), plan.batch_size) as folder:
+        for batch in _batches(plan, len(folder.rows), folder.rows, report):
+            folder.append(batch)
+        notes = (*plan.notes, *_failed(plan, folder.rows))
+        result = Evaluation(identity, folder.rows, folder.times, notes, folder=out)
+        folder.finish(result.summary())
+        return result
 
 
 def _failed(plan: Plan, rows: list[Row]) -> tuple[str, ...]:
@@ -206,6 +219,8 @@ def _failed(plan: Plan, rows: list[Row]) -> tuple[str, ...]:
 
 
 def _examples(data: Any, split: str, limit: int | None, seed: int) -> Data:
+    if limit is not None:
+        spec.check_whole("the limit", limit, 1)
     if isinstance(data, str):
         return data_by_name.load(data, split=split, limit=limit, seed=seed)
     if isinstance(data, Data):
@@ -236,32 +251,51 @@ def plan(
         UsageError: As evaluate.
     """
     place = models_by_name.find_device(device)
+    check_seed(seed)
+    if not len(data):
+        raise UsageError(f"{data.name} holds no examples; there should be at least one")
     threat = parse_threat(threat, data)
     seen = _access(access, model)
     chosen = _attacks(attacks, threat, seen)
     target, data, notes = _target(goal, data)
-    x, y = data.batch(0, 8)
+    x, _ = data.batch(0, 8)
+    dtype = _dtype(model)
     if all(attack.paper == "baseline" for _, attack in chosen):
         notes = (*notes, "only noise is tried, which is no adversary: the robust accuracy says little")
-    notes = (*model.notes, *data.notes, *notes, *models_by_name.inspect(model, x.to(place), y.to(place), len(data.classes)))
-    if quantize and data.levels is None:
-        raise UsageError("the data did not come as 8-bit integers, so there is no grid to round to; leave quantize out")
+    notes = (
+        *model.notes,
+        *data.notes,
+        *notes,
+        *models_by_name.inspect(model, x.to(place, dtype), data.y.to(place), len(data.classes)),
+    )
+    on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
+    if quantize and not on_grid:
+        raise UsageError(
+            "there is no grid to round to: the data are not 8-bit integers in the threat's range; leave quantize out"
+        )
     if batch_size is None:
         batch_size = max(16, min(256, ENTRIES_A_BATCH // x[0].numel()))
-    spec.check_at_least("batch size", batch_size, 1)
+    spec.check_whole("batch size", batch_size, 1)
     if budget is not None:
-        spec.check_at_least("budget", budget, 1)
-    on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
+        spec.check_whole("budget", budget, 1)
     rounded = on_grid if quantize is None else quantize
     return Plan(
-        model, data, chosen, threat, target, seen, budget, batch_size, place, seed, rounded, alone, notes, data.digest()
+        model, data, chosen, threat, target, seen, budget, batch_size, place, dtype, seed, rounded, alone, notes, data.digest()
     )
+
+
+def _dtype(model: Model) -> torch.dtype:
+    """float64 for a module in float64, else float32."""
+    first = next(model.module.parameters(), None) if isinstance(model.module, nn.Module) else None
+    return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
 
 
 def parse_threat(threat: str | Lp, data: Data) -> Lp:
     """The threat model of a spec, over the data's own range unless the spec gives one."""
-    if not isinstance(threat, str):
+    if isinstance(threat, Lp):
         return threat
+    if not isinstance(threat, str):
+        raise UsageError(f"the threat model is {threat!r}; it should be an Lp or a spec, as in linf(0.3)")
     return spec.parse(threat, THREATS, "threat", defaults={"low": data.low, "high": data.high})
 
 
@@ -320,7 +354,13 @@ def _default_attacks(threat: Lp, access: Access) -> list[Attack]:
 
 
 def attack_name(attack: Attack) -> str:
-    """The spec of an attack, or its repr where it is not in the table."""
+    """The spec of an attack, or its repr where it is not in the table.
+
+    Raises:
+        UsageError: The attack is not a dataclass, whose repr says all of its settings and nothing else.
+    """
+    if not is_dataclass(attack):
+        raise UsageError(f"the attack {type(attack).__name__} is not a dataclass; write @dataclass(frozen=True) above it")
     try:
         return spec.show(attack, ATTACKS)
     except UsageError:
@@ -337,7 +377,7 @@ def _target(goal: str | int, data: Data) -> tuple[str | None, Data, tuple[str, .
         return None, data, ()
     if goal in TARGETS:
         return goal, data, ()
-    if not goal.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", goal):
         raise UsageError(f"the goal is {goal!r}; it should be untargeted, a class number, {', '.join(TARGETS)}")
     other = (data.y != int(goal)).nonzero().squeeze(1)
     if not len(other):
@@ -380,7 +420,8 @@ def _batches(plan: Plan, start: int, rows: list[Row], report: Callable[[Status],
 
 
 def _attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], None]) -> Batch:
-    x, y = (tensor.to(plan.device) for tensor in plan.data.batch(first, last))
+    x, y = plan.data.batch(first, last)
+    x, y = x.to(plan.device, plan.dtype), y.to(plan.device)
     index = plan.data.index[first:last]
     model = plan.model.module
     with torch.no_grad():
@@ -388,7 +429,7 @@ def _attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], 
     correct = clean.argmax(1) == y
     goal = Goal(targeted=plan.target is not None)
     wanted = _targets(plan, y, clean, index) if goal.targeted else y
-    worst = _Worst(x, clean)
+    worst = _Worst(x, clean, index)
     times: list[Row] = []
     for k, (name, attack) in enumerate(plan.attacks):
         left = correct & ~worst.success if plan.threat.eps < math.inf and not plan.alone else correct
@@ -411,17 +452,18 @@ def _attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], 
         times.append({"start": first, "attack": name, "examples": len(rows), "seconds": time.perf_counter() - began})
         tell(int((correct & ~worst.success).sum()), k)
     began = time.perf_counter()
-    rounded = _rounded(plan, x, wanted, worst, goal) if plan.quantize else None
-    if rounded is not None:
+    grid = _Grid(plan, x, wanted, worst, goal) if plan.quantize else None
+    if grid is not None:
         again = int((worst.grid_forwards > 0).sum())
         times.append({"start": first, "attack": GRID, "examples": again, "seconds": time.perf_counter() - began})
-    return Batch(_rows(plan, index, y, wanted, clean, correct, worst, rounded), times, _tensors(plan, x, worst, rounded))
+    return Batch(_rows(plan, index, y, wanted, clean, correct, worst, grid), times, _tensors(plan, x, worst, grid))
 
 
 class _Worst:
     """The closest success of each row over several attacks, and what each attack did."""
 
-    def __init__(self, x: Tensor, clean: Tensor) -> None:
+    def __init__(self, x: Tensor, clean: Tensor, index: Tensor) -> None:
+        self.index = index
         self.x_adv, self.outputs = x.clone(), clean.clone()
         self.success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.distance = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
@@ -461,65 +503,71 @@ class _OnGrid(nn.Module):
         return self.model(x + (rounded - x).detach() if x.requires_grad else rounded)
 
 
-def _rounded(plan: Plan, x: Tensor, wanted: Tensor, worst: _Worst, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Each row's success on the data's grid, inside the ball, and whether there is one; (N, *) and (N,) bool.
+class _Grid:
+    """Each row's success on the data's own grid, inside the ball.
 
-    A success that stopped just past the boundary often does not survive its rounding; such rows are attacked once more, with
-    the rounding in front of the model, unless a budget forbids it.
+    Attributes:
+        z: The success, (N, *); x where there is none.
+        works: Whether there is one, (N,).
+        says: The class that the model gives it, (N,).
     """
-    z, works = x.clone(), torch.zeros_like(worst.success)
-    _try_on_grid(plan, x, wanted, worst, goal, worst.x_adv, worst.success, z, works)
-    if plan.budget is not None:
-        return z, works
-    levels = plan.data.levels or 255
-    step = plan.threat.width / levels
-    inner = plan.threat
-    if inner.p == math.inf and step <= inner.eps < math.inf:
-        inner = replace(inner, eps=math.floor(inner.eps / step + 1e-6) * step)
-    model = _OnGrid(plan.model.module, plan.threat, levels)
-    for name, attack in plan.attacks:
-        rows = (worst.success & ~works).nonzero().squeeze(1)
-        if not len(rows):
-            break
-        rng = Streams.seeded(plan.seed, plan.data.index[rows.cpu()].tolist(), f"{name} on the grid", plan.device)
-        found = run(attack, model, x[rows], wanted[rows], inner, goal=goal, access=plan.access, rng=rng)
-        for count, passes in ((worst.grid_forwards, found.forwards), (worst.grid_backwards, found.backwards)):
-            count[rows] += passes
-        worst.checks[rows] += found.checks
-        x_adv, success = worst.x_adv.clone(), torch.zeros_like(works)
-        x_adv[rows], success[rows] = found.x_adv, found.success
-        _try_on_grid(plan, x, wanted, worst, goal, x_adv, success, z, works)
-    return z, works
+
+    def __init__(self, plan: Plan, x: Tensor, wanted: Tensor, worst: _Worst, goal: Goal) -> None:
+        self.plan, self.x, self.wanted, self.worst, self.goal = plan, x, wanted, worst, goal
+        self.z, self.works, self.says = x.clone(), torch.zeros_like(worst.success), torch.zeros_like(wanted)
+        self.levels = plan.data.levels or 255
+        self._try(worst.x_adv, worst.success)
+        # A success that stopped just past the boundary often does not survive its rounding.
+        if plan.budget is None:
+            self._attack_again()
+
+    def _try(self, x_adv: Tensor, success: Tensor) -> None:
+        """Round the successes among ``x_adv``, inwards and outwards, and note which still are ones."""
+        threat = self.plan.threat
+        for outward in (False, True):
+            rows = (success & ~self.works).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            tried = threat.snap(x_adv[rows], self.x[rows], self.levels, outward)
+            with torch.no_grad():
+                outputs = answer(self.plan.model.module, tried)
+            met = self.goal.met(outputs, self.wanted[rows]) & threat.allows(tried, self.x[rows])
+            self.z[rows[met]], self.works[rows[met]] = tried[met], True
+            self.says[rows[met]] = outputs[met].argmax(1)
+            self.worst.checks[rows] += 1
+
+    def _attack_again(self) -> None:
+        """Run the attacks once more on what did not survive, with the rounding in front of the model."""
+        plan, worst = self.plan, self.worst
+        model = _OnGrid(plan.model.module, plan.threat, self.levels)
+        for name, attack in plan.attacks:
+            rows = (worst.success & ~self.works).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            x, wanted = self.x[rows], self.wanted[rows]
+            rng = Streams.seeded(plan.seed, worst.index[rows.cpu()].tolist(), f"{name} on the grid", plan.device)
+            found = run(attack, model, x, wanted, self._inner(), goal=self.goal, access=plan.access, rng=rng)
+            worst.grid_forwards[rows] += found.forwards
+            worst.grid_backwards[rows] += found.backwards
+            worst.checks[rows] += found.checks
+            x_adv, success = worst.x_adv.clone(), torch.zeros_like(self.works)
+            x_adv[rows], success[rows] = found.x_adv, found.success
+            self._try(x_adv, success)
+
+    def _inner(self) -> Lp:
+        """The threat model, an l_inf radius cut to whole steps of the grid, so that rounding cannot leave the ball."""
+        threat = self.plan.threat
+        step = threat.width / self.levels
+        if threat.p != math.inf or not step <= threat.eps < math.inf:
+            return threat
+        return replace(threat, eps=math.floor(threat.eps / step + 1e-6) * step)
 
 
-def _try_on_grid(
-    plan: Plan,
-    x: Tensor,
-    wanted: Tensor,
-    worst: _Worst,
-    goal: Goal,
-    x_adv: Tensor,
-    success: Tensor,
-    z: Tensor,
-    works: Tensor,
-) -> None:
-    """Round the successes among ``x_adv``, inwards and outwards, and note in ``z`` and ``works`` which still are ones."""
-    for outward in (False, True):
-        rows = (success & ~works).nonzero().squeeze(1)
-        if not len(rows):
-            return
-        tried = plan.threat.snap(x_adv[rows], x[rows], plan.data.levels or 255, outward)
-        with torch.no_grad():
-            met = goal.met(answer(plan.model.module, tried), wanted[rows]) & plan.threat.allows(tried, x[rows])
-        z[rows[met]], works[rows[met]] = tried[met], True
-        worst.checks[rows] += 1
-
-
-def _tensors(plan: Plan, x: Tensor, worst: _Worst, rounded: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+def _tensors(plan: Plan, x: Tensor, worst: _Worst, grid: _Grid | None) -> dict[str, Tensor]:
     tensors = {"x": x.cpu(), "x_adv": worst.x_adv.cpu()}
-    if rounded is not None:
-        scale = (plan.data.levels or 255) / plan.threat.width
-        tensors["x_8bit"] = ((rounded[0] - plan.threat.low) * scale).round().to(torch.uint8).cpu()
+    if grid is not None:
+        whole = (grid.z - plan.threat.low) * (grid.levels / plan.threat.width)
+        tensors["x_8bit"] = whole.round().to(torch.uint8).cpu()
     return tensors
 
 
@@ -531,7 +579,7 @@ def _rows(
     clean: Tensor,
     correct: Tensor,
     worst: _Worst,
-    rounded: tuple[Tensor, Tensor] | None,
+    grid: _Grid | None,
 ) -> list[Row]:
     constant = {
         "seed": plan.seed,
@@ -545,8 +593,8 @@ def _rows(
     columns = (index, y, wanted, correct, worst.success, worst.distance, *predictions, *passes)
     rows = []
     for i, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        number, label, target, right, success, distance, prediction, adversarial, checks, *grid = values
-        grid_forwards, grid_backwards = grid
+        number, label, target, right, success, distance, prediction, adversarial, *counts = values
+        checks, grid_forwards, grid_backwards = counts
         each = worst.each[i]
         rows.append(
             {
@@ -556,8 +604,9 @@ def _rows(
                 "clean": prediction,
                 "correct": right,
                 "success": success,
-                "success_8bit": bool(rounded[1][i]) if rounded is not None else None,
+                "success_8bit": bool(grid.works[i]) if grid is not None else None,
                 "adversarial": adversarial if success else None,
+                "adversarial_8bit": int(grid.says[i]) if grid is not None and grid.works[i] else None,
                 "distance": distance if success else None,
                 "attack": worst.attack[i],
                 "forwards": sum(part["forwards"] for part in each) + grid_forwards,

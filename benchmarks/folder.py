@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from advkit.errors import UsageError
+from advkit.errors import UsageError, first_line
 
 Row = dict[str, Any]
 
@@ -41,37 +41,60 @@ class Folder:
     Arguments:
         path: Where; made if it is not there.
         run: Everything that makes two runs the same.
-        total: How many examples the run has.
+        index: The numbers of the run's examples, in their order.
         batch_size: How many a batch has.
 
     Raises:
-        UsageError: The folder holds another run, or something else.
+        UsageError: The folder holds another run or something else, is damaged, or another process is writing to it.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], total: int, batch_size: int) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], index: Sequence[int], batch_size: int) -> None:
         self.path, self.batch_size = path, batch_size
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; --out should be a folder")
         path.mkdir(parents=True, exist_ok=True)
-        self._claim(json.loads(json.dumps(run)))
-        rows, times = read_rows(path / "records.jsonl"), read_rows(path / "times.jsonl")
+        self._lock = _locked(path)
+        try:
+            self._open(json.loads(json.dumps(run)), index)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(self, run: Mapping[str, Any], index: Sequence[int]) -> None:
+        """Claim the folder, and keep what is whole of what is there."""
+        path, batch_size = self.path, self.batch_size
+        self._claim(run)
+        rows, times = read_records(path), read_times(path)
+        if [row["index"] for row in rows] != list(index[: len(rows)]):
+            raise UsageError(f"the rows in {path} are not those of this run; give another folder, or delete this one")
         # A batch is kept whole or not at all, so that the batches after a restart are the ones there would have been.
-        kept = total if len(rows) >= total else len(rows) // batch_size * batch_size
+        kept = len(rows) if len(rows) == len(index) else len(rows) // batch_size * batch_size
+        missing = (start for start in range(0, kept, batch_size) if not self._examples(start).exists())
+        kept = next(missing, kept)
         self.rows, self.times = rows[:kept], [row for row in times if row["start"] < kept]
-        if len(rows) != kept or len(times) != len(self.times) or _torn(path / "records.jsonl"):
-            replace(path / "records.jsonl", _lines(self.rows))
-            replace(path / "times.jsonl", _lines(self.times))
+        for name, found, wanted in (("records.jsonl", rows, self.rows), ("times.jsonl", times, self.times)):
+            if len(found) != len(wanted) or _torn(path / name):
+                replace(path / name, _lines(wanted))
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def _examples(self, start: int) -> Path:
+        return self.path / "examples" / f"{start:08d}.safetensors"
 
     def _claim(self, run: Mapping[str, Any]) -> None:
         identity = self.path / "run.json"
-        if not identity.exists():
-            if any(entry for entry in self.path.iterdir() if not entry.name.endswith(".tmp")):
-                raise UsageError(f"{self.path} holds other files; give --out a new or an empty folder")
-            replace(identity, json.dumps(run, indent=2) + "\n")
-            return
-        known = read_json(identity)
+        if not identity.exists() and any(entry for entry in self.path.iterdir() if not entry.name.endswith(".tmp")):
+            raise UsageError(f"{self.path} holds other files; give --out a new or an empty folder")
+        known = read_json(identity) if identity.exists() else {}
         different = [key for key in {**known, **run} if known.get(key) != run.get(key)]
-        if different:
+        if not (self.path / "records.jsonl").exists():
+            # Nothing was done yet, so nothing of another run is lost.
+            replace(identity, json.dumps(run, indent=2) + "\n")
+        elif different:
             changes = "; ".join(f"{key} was {_short(known.get(key))}, now {_short(run.get(key))}" for key in different)
             raise UsageError(
                 f"{self.path} holds another run ({changes}); give --out another folder, or the same command to go on"
@@ -82,10 +105,8 @@ class Folder:
         from safetensors.torch import save
 
         start = len(self.rows)
-        if batch.tensors:
-            (self.path / "examples").mkdir(exist_ok=True)
-            tensors = {name: tensor.contiguous() for name, tensor in batch.tensors.items()}
-            replace(self.path / "examples" / f"{start:08d}.safetensors", save(tensors))
+        (self.path / "examples").mkdir(exist_ok=True)
+        replace(self._examples(start), save({name: tensor.contiguous() for name, tensor in batch.tensors.items()}))
         _append(self.path / "times.jsonl", batch.times)
         _append(self.path / "records.jsonl", batch.rows)
         self.rows += batch.rows
@@ -96,34 +117,77 @@ class Folder:
         replace(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The examples of all batches of a folder, joined: ``x``, ``x_adv`` and, where they were rounded, ``x_8bit``."""
+def _locked(path: Path) -> int:
+    """A descriptor that holds a lock on the folder until it is closed; where a system has no such locks, none is held."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"another process is writing to {path}; wait for it, or give --out another folder") from None
+    return descriptor
+
+
+def load_tensors(path: Path, n: int) -> dict[str, Tensor]:
+    """The examples of the first ``n`` rows of a folder: ``x``, ``x_adv`` and, where they were rounded, ``x_8bit``.
+
+    Raises:
+        UsageError: They are missing or damaged.
+    """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    parts = [load_file(part) for part in sorted((path / "examples").glob("*.safetensors"))]
-    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+    try:
+        parts = [load_file(part) for part in sorted((path / "examples").glob("*.safetensors"))]
+    except SafetensorError as error:
+        raise UsageError(f"the examples in {path} are damaged ({first_line(error)}); repeat the run elsewhere") from None
+    tensors = {name: torch.cat([part[name] for part in parts])[:n] for name in (parts[0] if parts else {})}
+    there = len(tensors["x"]) if tensors else 0
+    if there < n:
+        raise UsageError(f"{path} holds {n} rows and the examples of {there}; repeat the run elsewhere")
+    return tensors
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_records(path: Path) -> list[Row]:
+    """The records of a folder, those that are complete."""
+    return _read_rows(path / "records.jsonl", {"index", "correct", "success", "attacks", "distance"})
+
+
+def read_times(path: Path) -> list[Row]:
+    """The times of a folder."""
+    return _read_rows(path / "times.jsonl", {"start", "attack", "seconds"})
+
+
+def _read_rows(path: Path, keys: set[str]) -> list[Row]:
     """The complete rows of a JSON Lines file; a last line that was cut off does not count."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is damaged ({error}); give another folder, or delete this one to start anew") from None
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, first_line(error)) from None
+    if not all(isinstance(row, dict) and keys <= set(row) for row in rows):
+        raise _damaged(path, f"a row lacks one of {', '.join(sorted(keys))}")
+    return rows
+
+
+def _damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path} is damaged ({why}); give another folder, or delete this one to start anew")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UsageError(f"{path} is damaged; give another folder, or delete this one to start anew") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, first_line(error)) from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path} does not describe a run; give another folder")
+        raise _damaged(path, "it does not describe a run")
     return content
 
 

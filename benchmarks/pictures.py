@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ LEAST_HEIGHT = 112
 def save_pictures(result: Evaluation, folder: Path, limit: int) -> int:
     """Write PNG files of the first successes of an evaluation of images, and say how many.
 
-    ``files/`` gets each adversarial image as it is, ``pictures/`` the original, the adversarial image and their difference
-    side by side (grey is no change, and the greatest change is black or white). A success that was rounded to 8 bits is
-    shown as rounded.
+    ``pictures/`` gets the original, the adversarial image and their difference side by side (grey is no change, and the
+    greatest change is black or white); ``files/`` each adversarial image as it is, if it was rounded and still works. A
+    success that was rounded is shown as rounded. Names end in what the model says of the image.
 
     Arguments:
         result: The evaluation.
@@ -32,30 +32,23 @@ def save_pictures(result: Evaluation, folder: Path, limit: int) -> int:
     tensors = result.examples() if broken else {}
     if not broken or not _is_image(tensors["x"]):
         return 0
-    low, high = _range(result.run["threat"])
+    low, high = result.run["data"]["low"], result.run["data"]["high"]
     for name in ("files", "pictures"):
         (folder / name).mkdir(exist_ok=True)
     for i in broken:
-        row = result.rows[i]
-        x = _bytes(tensors["x"][i], low, high)
-        rounded = row["success_8bit"] and "x_8bit" in tensors
-        x_adv = tensors["x_8bit"][i] if rounded else _bytes(tensors["x_adv"][i], low, high)
-        name = f"{row['index']:06d}-{row['label']}-as-{row['adversarial']}.png"
-        _save(x_adv, folder / "files" / name, 1)
+        row, x = result.rows[i], _bytes(tensors["x"][i], low, high)
+        works = bool(row["success_8bit"])
+        x_adv = tensors["x_8bit"][i] if works else _bytes(tensors["x_adv"][i], low, high)
+        says = row["adversarial_8bit"] if works else row["adversarial"]
+        name = f"{row['index']:06d}-{row['label']}-as-{says}.png"
+        if works:
+            _save(x_adv, folder / "files" / name, 1)
         _save(torch.cat([x, x_adv, _difference(x_adv, x)], dim=2), folder / "pictures" / name, -(-LEAST_HEIGHT // x.shape[1]))
     return len(broken)
 
 
 def _is_image(x: Tensor) -> bool:
     return x.ndim == 4 and x.shape[1] in (1, 3)
-
-
-def _range(threat: str) -> tuple[float, float]:
-    from advkit import spec
-    from advkit.threat import THREATS
-
-    parsed: Any = spec.parse(threat, THREATS, "threat")
-    return parsed.low, parsed.high
 
 
 def _bytes(image: Tensor, low: float, high: float) -> Tensor:

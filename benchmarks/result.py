@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from advkit.benchmarks.folder import Batch, Folder, Row, load_tensors, read_json, read_rows
+from advkit.benchmarks.folder import Batch, Folder, Row, load_tensors, read_json, read_records, read_times
 from advkit.benchmarks.statistics import Rate, rate
 from advkit.errors import UsageError
 
@@ -74,13 +74,18 @@ class Evaluation:
         """
         if self._tensors is not None:
             return self._tensors
-        return load_tensors(self.folder) if self.folder else {}
+        return load_tensors(self.folder, len(self.rows)) if self.folder else {}
 
     def table(self) -> pd.DataFrame:
         """A row an example."""
         import pandas as pd
 
         return pd.DataFrame([{key: value for key, value in row.items() if key != "attacks"} for row in self.rows])
+
+    @property
+    def minimum(self) -> bool:
+        """Whether the run searched for the closest examples, without a radius."""
+        return "eps=" not in self.run["threat"]
 
     def distances(self) -> list[float]:
         """The distance of each example that the model gets right, inf where it was not broken; sorted."""
@@ -91,7 +96,12 @@ class Evaluation:
 
         Arguments:
             radii: The radii; by default, ten even steps up to where 99 of 100 are broken.
+
+        Raises:
+            UsageError: The run had a radius, so that its distances are not the closest.
         """
+        if not self.minimum:
+            raise UsageError(f"a run with {self.run['threat']} gives no curve; one without a radius, as in linf, does")
         finite = [d for d in self.distances() if d < math.inf]
         if radii is None:
             radii = _even(finite[min(len(finite) - 1, math.ceil(0.99 * len(finite)))]) if finite else []
@@ -123,9 +133,8 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Everything but the rows, as it is written to ``summary.json``; ``docs/records.md`` says what each field is."""
         broken = [row for row in self.rows if row["success"]]
-        queries = sorted(row["forwards"] for row in broken)
+        queries = sorted(sum(part["forwards"] for part in row["attacks"]) for row in broken)
         rounded = self.robust_accuracy_8bit
-        minimum = "eps=" not in self.run["threat"]
         return {
             "schema": SCHEMA,
             "run": self.run,
@@ -141,7 +150,7 @@ class Evaluation:
             "checks": sum(row["checks"] for row in self.rows),
             "seconds": round(sum(row["seconds"] for row in self.times), 3),
             "attacks": self.by_attack(),
-            "curve": self.curve() if minimum else None,
+            "curve": self.curve() if self.minimum else None,
             "notes": list(self.notes),
         }
 
@@ -152,12 +161,12 @@ class Evaluation:
             UsageError: The folder holds something else.
         """
         size, tensors = self.run["batch_size"], self.examples()
-        target = Folder(Path(folder), self.run, len(self.rows), size)
-        for start in range(len(target.rows), len(self.rows), size):
-            times = [row for row in self.times if row["start"] == start]
-            part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-            target.append(Batch(self.rows[start : start + size], times, part))
-        target.finish(self.summary())
+        with Folder(Path(folder), self.run, [row["index"] for row in self.rows], size) as target:
+            for start in range(len(target.rows), len(self.rows), size):
+                times = [row for row in self.times if row["start"] == start]
+                part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+                target.append(Batch(self.rows[start : start + size], times, part))
+            target.finish(self.summary())
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
@@ -171,8 +180,7 @@ class Evaluation:
             raise UsageError(f"{path} holds no run; it should be a folder that advkit attack wrote")
         summary = path / "summary.json"
         notes = read_json(summary).get("notes", []) if summary.exists() else []
-        rows, times = read_rows(path / "records.jsonl"), read_rows(path / "times.jsonl")
-        return cls(read_json(path / "run.json"), rows, times, notes, folder=path)
+        return cls(read_json(path / "run.json"), read_records(path), read_times(path), notes, folder=path)
 
     def __repr__(self) -> str:
         return (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from advkit.data import DATA, Data, from_tensors, images, load
-from advkit.data.dataset import stratified
+from advkit.data.dataset import check_seed, stratified
 from advkit.errors import UsageError
 from advkit.python import call, is_python, resolve
 
@@ -204,7 +204,7 @@ def test_a_range_that_is_inferred_is_announced(x, low, kind):
     data = from_tensors(x, [0, 1])
     assert (data.low, data.high, data.kind, data.levels) == (low, 1, kind, None)
     assert data.notes == (f"the range [{low}, 1] of data was inferred from its values",)
-    assert torch.equal(data.batch(0, 2)[0], torch.from_numpy(x).float())
+    assert torch.equal(data.batch(0, 2)[0], torch.from_numpy(x if x.dtype == float else x.astype(np.float32)))
 
 
 def test_a_range_is_never_assumed():
@@ -234,7 +234,13 @@ def test_a_range_has_two_finite_ends(low, high):
     [
         (np.array([[np.nan]]), [0], "the inputs hold NaN or infinite values"),
         (np.array([[np.inf]]), [0], "the inputs hold NaN or infinite values"),
-        (np.array([[1e39]]), [0], "the inputs hold NaN or infinite values"),
+        ([[1e39]], [0], "the inputs hold NaN or infinite values"),
+        ([[1.0, 2.0], [3.0]], [0, 1], "the inputs are of type list, not an array: .*; rows should have one shape"),
+        (torch.zeros(2, 3).to_sparse(), [0, 1], "the inputs are a sparse_coo tensor"),
+        (torch.zeros(2, 3, device="meta"), [0, 1], "the inputs are on the device meta"),
+        (np.zeros((2, 3)), torch.zeros(2).to_sparse(), "the labels are a sparse_coo tensor"),
+        (np.zeros((2, 3)), 0, r"the labels have shape \(\)"),
+        (np.zeros((2, 3)), [[0], [0, 1]], "the labels are of type list"),
         (np.zeros((0, 3)), [], r"shape \(0, 3\); they should be \(N, \*\)"),
         (np.zeros(3), [0, 1, 2], r"shape \(3,\); they should be \(N, \*\)"),
         (np.zeros((2, 3)), [0], "2 inputs and 1 labels"),
@@ -258,11 +264,40 @@ def test_each_label_has_a_name_where_there_are_names():
         from_tensors(np.zeros((1, 3)), [2], classes=["a", "b"])
 
 
+def test_float64_stays_and_the_rest_is_float32(tmp_path):
+    x = np.linspace(0.1, 0.9, 6).reshape(2, 3)
+    same = torch.from_numpy(x)
+    for kept in (x, same, x.astype(np.longdouble)):
+        assert torch.equal(from_tensors(kept, [0, 1]).batch(0, 2)[0], same)
+    for other in (x.tolist(), x.astype(np.float32), x.astype(np.float16), same.bfloat16(), same.half()):
+        assert from_tensors(other, [0, 1]).batch(0, 2)[0].dtype == torch.float32
+    assert from_tensors(x, [0, 1]).digest() != from_tensors(x.astype(np.float32), [0, 1]).digest()
+    np.savez(tmp_path / "a.npz", x=x, y=[0, 1])
+    # The ends of the range are those of float64: in float32 0.1 is greater.
+    data = load(str(tmp_path / "a.npz"), low=0.1, high=0.9)
+    assert (data.low, data.high, data.batch(0, 2)[0].dtype) == (0.1, 0.9, torch.float64)
+    code = "import numpy as np\nfrom advkit.data import from_tensors\n"
+    for kind in ("float32", "float64"):
+        path = write_code(
+            tmp_path, f"{code}def f():\n    return from_tensors(np.full((2, 3), 0.5, '{kind}'), [0, 1], low=0.1, high=0.9)"
+        )
+        assert load(f"{path}:f", low=0.1, high=0.9).kind == "features"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 2**70, -(2**70), 1.5, True, None, "1"])
+def test_a_seed_is_a_whole_number_of_63_bits(seed):
+    for limit in (None, 2):
+        with pytest.raises(UsageError, match=r"the seed is .*; it should be a whole number from 0 to 2\*\*63 - 1"):
+            load("mnist-5k", limit=limit, seed=seed)
+    check_seed(np.int64(3))
+    assert len(stratified(torch.arange(4), 2, 2**63 - 1)) == 2
+
+
 def test_arrays_of_any_layout_are_taken():
     x = np.linspace(0, 1, 12).reshape(4, 3)
     for same in (x, x.astype(">f8"), np.asfortranarray(x), x[::-1][::-1], torch.tensor(x, requires_grad=True)):
         data = from_tensors(same, np.arange(4, dtype=np.uint16))
-        assert torch.equal(data.batch(0, 4)[0], torch.from_numpy(x).float())
+        assert torch.equal(data.batch(0, 4)[0], torch.from_numpy(x))
         assert not data.batch(0, 4)[0].requires_grad
     x.flags.writeable = False
     assert from_tensors(x, torch.arange(4.0)).y.dtype == torch.int64

@@ -17,7 +17,7 @@ import torch
 import advkit
 from advkit import spec
 from advkit.attacks import ATTACKS
-from advkit.benchmarks.folder import load_tensors, read_rows
+from advkit.benchmarks.result import Evaluation
 from advkit.cli import parser
 from advkit.data import DATA, load
 from advkit.defenses import DEFENSES
@@ -297,7 +297,7 @@ def test_records_md_describes_run_json(folders):
 def test_records_md_describes_the_rows(folders, file):
     seen = defaultdict(set)
     for folder in folders:
-        for row in read_rows(folder / file):
+        for row in map(json.loads, (folder / file).read_text().splitlines()):
             note(seen, row)
     # An empty list of attacks looks like one of strings.
     seen.pop("attacks", None)
@@ -319,7 +319,7 @@ def test_records_md_describes_summary_json(folders):
 
 def test_records_md_describes_the_tensors_and_the_files(folders):
     (tensors,) = described("examples")
-    found = load_tensors(folders[0])
+    found = Evaluation.load(folders[0]).examples()
     assert tensors == {name: {str(tensor.dtype).removeprefix("torch.")} for name, tensor in found.items()}
     page = (ROOT / "docs/records.md").read_text(encoding="utf-8")
     files = {row[0].split("/")[0] for row in table_rows(page.split("\n## ")[0])}

@@ -1,10 +1,12 @@
 """Loading models of every kind, refusing hostile files, and the look at a model before a run."""
 
-import hashlib
+import copy
+import functools
 import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import types
 import warnings
@@ -98,7 +100,7 @@ def test_damaged_checkpoints_are_refused(saved, tmp_path):
     for architecture, message in [
         ("mnist-cnn(width=5)", "do not fit the network"),
         ("resnet", "a network that advkit does not have: unknown network"),
-        ("mnist-cnn(width=-4)", "do not fit"),
+        ("mnist-cnn(width=-4)", "the network's width is -4"),
         ("net.py:make", "cannot read the network"),
     ]:
         checkpoint.save(path, module, architecture)
@@ -137,7 +139,9 @@ def test_a_function_a_module_and_a_callable_of_a_file(tmp_path, net, x):
         assert model.digest == models.wrap(net).digest
     model = models.load(f"{path}:plain")
     assert torch.equal(model.module(x), x.flatten(1)[:, :4])
-    assert model.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    before = model.digest
+    path.write_text(path.read_text() + "# changed\n")
+    assert models.load(f"{path}:plain").digest != before
     with pytest.raises(UsageError, match="returned int; it should return a module"):
         models.load(f"{path}:wrong")
     with pytest.raises(UsageError, match=r"raised TypeError: needs\(\) missing 1 required"):
@@ -579,7 +583,7 @@ def test_specs_that_name_no_model(spec, message):
         models.load(spec)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "hpu", "privateuseone"])
 def test_devices_that_are_not_there(saved, device):
     with pytest.raises(UsageError, match=f"cannot use the device '{device}'"):
         models.load(str(saved[0]), device=device)
@@ -611,10 +615,172 @@ def test_wrap(net):
     with torch.no_grad():
         net[1].running_mean[0] += 1
     assert models.wrap(net).digest != before
-    assert models.wrap(gradient).digest == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    assert models.wrap(gradient).digest != models.wrap(export).digest
     assert len(models.wrap(torch.relu).digest) == 64
     with pytest.raises(UsageError, match="of type int"):
         models.wrap(3)
+
+
+def scaled(k, by=1.0, *, base=None):
+    return lambda x, by=by: x.flatten(1) @ k * by + (0 if base is None else base)
+
+
+class Scaled(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x * self.by
+
+
+class Called:
+    def __init__(self, w):
+        self.w = w
+
+    def __call__(self, x):
+        return x @ self.w
+
+    def run(self, x):
+        return x @ self.w
+
+
+def test_the_digest_is_of_what_a_model_computes():
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    w, v = torch.ones(3, 3), torch.zeros(3, 3)
+    kinds = [
+        nn.Sequential(a, nn.ReLU()),
+        nn.Sequential(a, nn.Sigmoid()),
+        nn.Sequential(a, nn.LeakyReLU(0.1)),
+        nn.Sequential(b, nn.ReLU()),
+        Scaled(1.0),
+        Scaled(2.0),
+        nn.TransformerEncoderLayer(4, 2, activation=F.relu),
+        nn.TransformerEncoderLayer(4, 2, activation=F.gelu),
+        scaled(w),
+        scaled(v),
+        scaled(w.numpy()),
+        scaled(w, 2.0),
+        scaled(w, base=[v, w]),
+        scaled(w, base=[v, v]),
+        scaled(a),
+        scaled(b),
+        functools.partial(gradient, a),
+        functools.partial(gradient, b),
+        functools.partial(gradient, module=a),
+        Called(w),
+        Called(v),
+        Called(w).run,
+        Called(v).run,
+        torch.relu,
+        torch.sigmoid,
+        np.exp,
+        np.tanh,
+        *[lambda x: x * 1, lambda x: x * 2],
+        torch.fx.symbolic_trace(Scaled(1.0)),
+        torch.fx.symbolic_trace(Scaled(2.0)),
+        scaled(torch.ones(2, 2).to_sparse()),
+        scaled(torch.ones(2, device="meta")),
+        nn.LazyLinear(3),
+    ]
+    kinds[7].load_state_dict(kinds[6].state_dict())
+    digests = [models.wrap(kind).digest for kind in kinds]
+    assert len(set(digests)) == len(kinds)
+    assert digests == [models.wrap(kind).digest for kind in kinds]
+    assert models.wrap(scaled(w.clone())).digest == digests[8]
+    assert models.wrap(copy.deepcopy(kinds[0])).digest == digests[0]
+    loop = lambda x: loop(x)
+    assert len(models.wrap(loop).digest) == 64
+
+
+def test_the_digest_is_the_same_in_two_processes(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "W = torch.arange(9.0).reshape(3, 3)\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.act = torch.tanh\n"
+        "        self.names = {'a', 'b', 'c'}\n"
+        "        self.other = object()\n"
+        "    def extra_repr(self):\n        return f'{make} {self.other}'\n"
+        "    def forward(self, x):\n        return self.act(x @ W) if x.ndim in {1, 2, 3} else x\n"
+        "def make():\n    net, held = Net(), object()\n    return lambda x: net(x) if held else W\n"
+    )
+    code = (
+        "import torch; from advkit import models\nprint([models.load(f'mine.py:{name}').digest for name in ('Net', 'make')])\n"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(runs[0]) > 64
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mnist-cnn(width=0)", "the network's width is 0; it should be at least 1"),
+        ("mnist-cnn(dense=0)", "the network's dense is 0"),
+        ("mnist-mlp(width=-1)", "the network's width is -1"),
+        ("mnist-mlp(depth=0)", "the network's depth is 0"),
+        ("cifar-resnet(blocks=0)", "the network's blocks is 0"),
+        ("mnist-mlp(width=1000000000)", "does not fit in memory"),
+        ("mnist-mlp(width=100000000000000000000000)", "does not fit in memory"),
+    ],
+)
+def test_networks_of_an_impossible_size(spec, message):
+    with pytest.raises(UsageError, match=message):
+        networks.build(spec)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], r"settings are \[\]"),
+        ({"image_mean": [0.5]}, "image_std is None"),
+        ({"image_mean": [0.5], "image_std": [0.0]}, "greater than 0"),
+        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, "one number a channel"),
+        ({"image_mean": "x", "image_std": [1.0]}, "image_mean is 'x'"),
+        ({"rescale_factor": None}, "rescale_factor is None"),
+        ({"size": "x"}, "size is 'x'"),
+        ({"size": {"height": "a", "width": 2}}, "size is {'height': 'a'"),
+        ({"size": {"height": None, "width": 2}}, "size is {'height': None"),
+        ({"size": 0}, "size is 0"),
+        ({"do_center_crop": True, "crop_size": {"shortest_edge": 2}}, "advkit knows height and width, in"),
+        ({"size": 3, "resample": [1]}, r"method \[1\]"),
+        ({"size": 3, "resample": "x"}, "method 'x'"),
+        ({"size": {"shortest_edge": 3}, "crop_pct": 0}, "crop_pct is 0"),
+    ],
+)
+def test_image_processors_with_wrong_settings(settings, message):
+    with pytest.raises(UsageError, match=message):
+        huggingface.Pixels(settings)
+
+
+def test_image_processors_that_cannot_be_read(tmp_path):
+    pytest.importorskip("transformers")
+    path = tmp_path / "preprocessor_config.json"
+    assert huggingface._settings(str(tmp_path), local=True) is None
+    for file, name in [(path, path.name), (tmp_path / "processor_config.json", "processor_config.json")]:
+        file.write_text('{"do_normalize": tru')
+        with pytest.raises(UsageError, match=f"cannot read {name} of"):
+            huggingface._settings(str(tmp_path), local=True)
+        file.write_text('{"size": 3}')
+        assert huggingface._settings(str(tmp_path), local=True) == {"size": 3}
+    file.write_text('{"image_processor": {"size": 4}}')
+    assert huggingface._settings(str(tmp_path), local=True) == {"size": 4}
+
+
+def test_inputs_of_another_dtype_are_explained(net, x, y):
+    with pytest.raises(ModelError, match=r"layer '0' is in torch.float32 and got torch.float64; .*x.to\(torch.float32\)"):
+        models.inspect(models.wrap(net), x.double(), y)
+    assert models.inspect(models.wrap(net.double()), x.double(), y) == ()
 
 
 def test_probabilities_become_logits(net, x):

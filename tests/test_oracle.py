@@ -36,7 +36,7 @@ def test_rows_that_are_fooled_are_not_sent_again():
     assert o.fooled(fooling).tolist() == [False, True, False]
     assert o.live.tolist() == [0, 2]
     values = o.loss(X, margin)
-    assert len(o.model.asked[-1]) == 2
+    assert len(o._model.asked[-1]) == 2
     assert values.tolist() == pytest.approx([-0.6, -math.inf, -0.3])
     _value, g = o.grad(X, margin)
     assert g.tolist() == [[3.0, -3.0], [0.0, 0.0], [3.0, -3.0]]
@@ -113,7 +113,7 @@ def test_access_is_enforced(access, ask):
     o = oracle(access=access)
     with pytest.raises(AccessError, match=f"the adversary sees {access.name.lower()} only"):
         ask(o)
-    assert not o.model.asked
+    assert not o._model.asked
 
 
 def test_a_model_without_gradients_says_so():

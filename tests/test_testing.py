@@ -48,8 +48,9 @@ class Unfreezes(Good):
     def __call__(self, oracle, x, threat, rng):
         _, g = oracle.grad(x, ce)
         with torch.enable_grad():
-            oracle.model.get_parameter(next(iter(dict(oracle.model.named_parameters())))).requires_grad_()
-            ce(oracle.model(x), oracle.y).sum().backward()
+            model = oracle._model
+            next(model.parameters()).requires_grad_()
+            ce(model(x), oracle._y).sum().backward()
         return threat.project(x + threat.eps * g.sign(), x)
 
 
@@ -73,7 +74,7 @@ class Outside(Good):
 
 class Hidden(Good):
     def __call__(self, oracle, x, threat, rng):
-        oracle.model(x)
+        oracle._model(x)
         return super().__call__(oracle, x, threat, rng)
 
 

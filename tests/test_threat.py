@@ -10,7 +10,7 @@ from advkit.streams import Streams
 from advkit.threat import Lp
 
 PS = (0.0, 1.0, 2.0, math.inf)
-RANGES = [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-math.inf, math.inf)]
+RANGES = [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-math.inf, math.inf), (-2.1179, 2.64)]
 
 
 def _pair(low, high, seed, dtype):

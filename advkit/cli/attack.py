@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     from advkit import models as models_by_name
     from advkit.benchmarks.evaluate import execute, plan
     from advkit.cli.progress import attacking
+    from advkit.spec import check_whole
 
+    check_whole("--pictures", arguments.pictures, 0)
     low, high = arguments.range or (None, None)
     data = data_by_name.load(
         arguments.data,
@@ -105,9 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         result = execute(planned, arguments.out, report)
     for note in result.notes[len(planned.notes) :]:
         print(f"note: {note}")
+    show(result)
     if arguments.out is not None:
         _draw(result, arguments.out, arguments.pictures)
-    show(result)
     return 0
 
 
@@ -137,7 +139,7 @@ def show(result: Evaluation) -> None:
         for row in summary["curve"]:
             curve.add_row(f"{row['eps']:g}", escape(_percent(row)))
         tables.append(curve)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
     # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
     with console.capture() as captured:
         console.print(*tables)

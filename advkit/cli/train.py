@@ -48,22 +48,29 @@ def run(arguments: argparse.Namespace) -> int:
     from advkit import spec, train
     from advkit.benchmarks.statistics import rate
     from advkit.cli.progress import training
+    from advkit.data.dataset import check_seed
     from advkit.errors import UsageError
     from advkit.models import checkpoint, networks
 
-    if arguments.out.suffix != ".safetensors":
-        raise UsageError(f"--out is {arguments.out}; a checkpoint ends in .safetensors")
+    if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
+        raise UsageError(f"--out is {arguments.out}; a checkpoint is a file that ends in .safetensors")
+    check_seed(arguments.seed)
     network = spec.parse(arguments.model, networks.NETWORKS, "network")
     architecture = spec.show(network, networks.NETWORKS)
     given = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "lr": arguments.lr}
     data = data_by_name.load(arguments.data, split="train", limit=arguments.limit, seed=arguments.seed)
-    recipe = train.RECIPES[architecture.split("(")[0]].for_examples(len(data))
+    recipe = train.RECIPES[architecture.split("(")[0]]
     recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
+    if arguments.epochs is None:
+        recipe = recipe.for_examples(len(data))
     test = data_by_name.load(arguments.data, split="test")
     defense = f"{arguments.defense or 'cross entropy'} {arguments.threat or ''}".strip()
     device = models_by_name.find_device(arguments.device)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     model = networks.build(architecture, arguments.seed)
+    partial = arguments.out.with_name(arguments.out.name + ".partial")
+    x, _ = data.batch(0, 8)
+    models_by_name.inspect(models_by_name.wrap(model), x, data.y, len(data.classes))
     with training(recipe.epochs) as report:
         train.train(
             model,
@@ -72,12 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
             loss=_loss(arguments, data),
             seed=arguments.seed,
             device=device,
-            partial=arguments.out.with_name(arguments.out.name + ".partial"),
+            partial=partial,
             identity=f"{architecture} {defense}",
             report=report,
         )
     about = {"data": arguments.data, "loss": defense, "seed": str(arguments.seed), "recipe": repr(recipe)}
     checkpoint.save(arguments.out, model.cpu(), architecture, **about)
+    partial.unlink(missing_ok=True)
     right, of = train.accuracy(model, test)
     print(f"{arguments.out}: {architecture}, {len(data)} examples, clean accuracy on the test split {rate(right, of)}")
     return 0

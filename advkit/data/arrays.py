@@ -34,7 +34,7 @@ def from_tensors(
     Arguments:
         x: A tensor or array, batch-first. 8-bit integers become floats, 0 at low (by default 0) and 255 at high (by default
             1); as images, (N, H, W) becomes (N, 1, H, W) and (N, H, W, C) becomes (N, C, H, W). Other numbers are taken as
-            they are, in shape (N, *).
+            they are, in shape (N, *): float64 arrays in float64, and everything else, lists too, in float32.
         y: The labels, with shape (N,): integers from 0 on, or floats that are whole.
         name: What to call it.
         low: The least value that the data may have. Without a range, values in [0, 1] or else in [-1, 1] are taken to fill
@@ -52,36 +52,66 @@ def from_tensors(
     x, y = _tensor(x, "inputs"), _labels(_tensor(y, "labels"))
     if x.ndim < 2 or not x.numel():
         raise UsageError(f"the inputs of {name} have shape {tuple(x.shape)}; they should be (N, *) with at least one example")
+    check_labels(y, tuple(classes))
     if len(x) != len(y):
         raise UsageError(f"{name} has {len(x)} inputs and {len(y)} labels; there should be one label for each")
-    check_labels(y, tuple(classes))
-    given = check_range(low, high)
+    given = check_range(low, high, torch.float64 if x.dtype == torch.float64 else torch.float32)
     if x.dtype == torch.uint8:
         return _from_bytes(_channels_first(x), y, name, given or (0.0, 1.0), tuple(classes))
-    return _from_numbers(_to_float32(x), y, name, given, tuple(classes))
+    return _from_numbers(_to_float(x), y, name, given, tuple(classes))
 
 
 def _tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
-        return values.detach().cpu()
-    array = np.asarray(values)
+        return _plain(values, what)
+    array = _array(values, what)
     if array.dtype.kind not in "buif":
         raise UsageError(f"the {what} are of type {array.dtype}; they should be numbers")
-    # torch knows no foreign byte orders, no negative strides, few unsigned types, and warns of arrays that it must not write.
-    wide = np.dtype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(array, dtype=wide, order="C", copy=not array.flags.writeable or None))
+    # torch knows no foreign byte orders, no negative strides, few wide types, and warns of arrays that it must not write.
+    wide = _TORCH_KNOWS.get(array.dtype.kind, array.dtype) if array.itemsize > _NARROW[array.dtype.kind] else array.dtype
+    return torch.from_numpy(np.array(array, dtype=wide.newbyteorder("="), order="C", copy=not array.flags.writeable or None))
+
+
+_TORCH_KNOWS = {"u": np.dtype(np.int64), "f": np.dtype(np.float64)}
+_NARROW = {"b": 1, "u": 1, "i": 8, "f": 8}
+
+
+def _plain(tensor: Tensor, what: str) -> Tensor:
+    kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized or tensor.layout is not torch.strided:
+        raise UsageError(f"the {what} are a {kind} tensor; they should be a dense one")
+    if tensor.is_meta:
+        raise UsageError(f"the {what} are on the device meta, without values; they should be on the CPU or an accelerator")
+    return tensor.detach().cpu()
+
+
+def _array(values: Any, what: str) -> np.ndarray[Any, Any]:
+    """An array; a list of Python's floats, which have no precision that anyone chose, becomes float32."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # numpy asks the object, and what that raises is its own
+        kind = type(values).__name__
+        raise UsageError(
+            f"the {what} are of type {kind}, not an array: {first_line(error)}; rows should have one shape"
+        ) from error
+    return array.astype(np.float32) if isinstance(values, list | tuple) and array.dtype == np.float64 else array
 
 
 def _labels(y: Tensor) -> Tensor:
-    if y.is_complex() or (y.is_floating_point() and not bool((y == y.round()).logical_and(y.isfinite()).all())):
+    if y.is_complex() or (y.is_floating_point() and not _whole(y.to(torch.float64))):
         raise UsageError("the labels hold values that are not whole; they should be 0, 1, 2 and so on")
     return y.to(torch.int64)
 
 
-def _to_float32(x: Tensor) -> Tensor:
+def _whole(y: Tensor) -> bool:
+    return bool((y == y.round()).logical_and(y.isfinite()).all())
+
+
+def _to_float(x: Tensor) -> Tensor:
+    """float64 as it is, and other numbers in float32."""
     if x.is_complex():
         raise UsageError("the inputs are complex; they should be real numbers")
-    x = x.to(torch.float32)
+    x = x if x.dtype == torch.float64 else x.to(torch.float32)
     if not bool(x.isfinite().all()):
         raise UsageError("the inputs hold NaN or infinite values; they should be finite")
     return x

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,8 @@ class Data:
         name: The spec as typed, or a name.
         y: The labels, with shape (N,) and dtype int64.
         take: Numbers of examples, among those of ``index``, with shape (M,) and dtype int64, to inputs, with shape (M, *)
-            and dtype float32, in [low, high].
+            and dtype float32 or float64, in [low, high]. Arrays in float64 stay so, for models in float64; 8-bit integers,
+            float16, bfloat16 and the rest become float32.
         low: The least value that an input may have.
         high: The greatest.
         kind: ``image``, ``waveform`` or ``features``.
@@ -141,8 +141,8 @@ def check_labels(y: Tensor, classes: tuple[str, ...] = ()) -> None:
         raise UsageError(f"the greatest label is {int(y.max())} and there are {len(classes)} class names; each should have one")
 
 
-def check_range(low: float | None, high: float | None) -> tuple[float, float] | None:
-    """The range that was given, rounded to float32 as the data are; None where there was none.
+def check_range(low: float | None, high: float | None, dtype: torch.dtype = torch.float32) -> tuple[float, float] | None:
+    """The range that was given, rounded to the dtype that the data have; None where there was none.
 
     Raises:
         UsageError: Only one end was given, or the range is empty or not finite.
@@ -151,7 +151,7 @@ def check_range(low: float | None, high: float | None) -> tuple[float, float] | 
         return None
     if low is None or high is None:
         raise UsageError(f"the range goes from {low} to {high}; give both ends, or neither")
-    low, high = float(np.float32(low)), float(np.float32(high))
+    low, high = torch.tensor([low, high], dtype=torch.float64).to(dtype).tolist()
     if not -math.inf < low < high < math.inf:
         raise UsageError(f"the range goes from {low:g} to {high:g}; its low end should be less than its high end, both finite")
     return low, high

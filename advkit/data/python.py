@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from advkit.data.arrays import from_dict, from_tensors
 from advkit.data.dataset import Data, check_range
 from advkit.errors import UsageError
@@ -22,8 +24,7 @@ def read_python(spec: str, split: str, low: float | None = None, high: float | N
     """
     given = call(spec, "data", split=split)
     if isinstance(given, Data):
-        bounds = check_range(low, high)
-        if bounds and bounds != (given.low, given.high):
+        if check_range(low, high) and not _is_range(given, low, high):
             raise UsageError(f"{spec} returned data in [{given.low:g}, {given.high:g}]; leave the range out, or give this one")
         return given
     if isinstance(given, dict):
@@ -31,3 +32,8 @@ def read_python(spec: str, split: str, low: float | None = None, high: float | N
     if isinstance(given, tuple | list) and len(given) == 2:
         return from_tensors(given[0], given[1], spec, low, high)
     raise UsageError(f"{spec} returned {type(given).__name__}; it should return Data, a pair (x, y) or a dict with x and y")
+
+
+def _is_range(data: Data, low: float | None, high: float | None) -> bool:
+    """Whether the data have this range, as they round it."""
+    return (data.low, data.high) in [check_range(low, high, dtype) for dtype in (torch.float32, torch.float64)]

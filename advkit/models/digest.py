@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), np.generic, torch.dtype, torch.Size, torch.device)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -67,6 +68,9 @@ class _Digest:
         return self
 
     def tensor(self, tensor: Tensor) -> None:
+        if is_lazy(tensor):  # it gets its shape and values in the first call
+            self.text(f"{tensor.dtype} lazy")
+            return
         tensor = tensor.detach()
         self.text(f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}")
         if not tensor.is_meta:
@@ -84,9 +88,7 @@ class _Digest:
         self.text(repr(module))
         for name, part in module.named_modules():
             self.seen.setdefault(id(part), (len(self.seen), part))
-            code = _code(part)
-            self.text(name).add(type(part)).text(code)
-            self.items({key: value for key, value in vars(part).items() if key not in _SKIPPED and not code})
+            self.text(name).add(type(part)).text(_code(part)).items(_settings(part))
         for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
             self.text(name).tensor(tensor)
 
@@ -194,6 +196,13 @@ def _source(thing: Any) -> Path | None:
     except (TypeError, OSError):
         return None
     return Path(source) if source and Path(source).is_file() else None
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module; those of one that was traced or compiled are not the same in every process."""
+    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule) or "_orig_mod" in vars(module)["_modules"]:
+        return {}
+    return {key: value for key, value in vars(module).items() if key not in _SKIPPED}
 
 
 def _code(module: nn.Module) -> str:

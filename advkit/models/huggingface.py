@@ -6,6 +6,7 @@ the pixels of the image and its gradient goes through all of it.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Pixels(nn.Module):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
+        if not isinstance(settings, dict):
+            raise UsageError(f"the image processor's settings are {settings!r:.80}; they should be an object, {{...}}")
         steps = {key for key, value in settings.items() if key.startswith("do_") and value is True}
         if steps - _KNOWN_STEPS - {"do_reduce_labels"}:
             strange = ", ".join(sorted(steps - _KNOWN_STEPS))
@@ -40,19 +43,19 @@ class Pixels(nn.Module):
                 f"the image processor does {strange}, which advkit does not know; wrap the model in a file.py:function"
             )
         self.size = _sizes(settings.get("size")) if _on(settings, "do_resize", "size") else {}
-        self.crop = _sizes(settings.get("crop_size", settings.get("size"))) if settings.get("do_center_crop") else {}
-        self.crop_pct = settings.get("crop_pct")
-        self.mode = _RESAMPLE.get(settings.get("resample", 2), "")
-        if self.size and not self.mode:
-            known = ", ".join(f"{key} ({name})" for key, name in _RESAMPLE.items())
-            raise UsageError(f"the image processor resamples by method {settings['resample']}; advkit knows {known}")
+        self.crop = (
+            _sizes(settings.get("crop_size", settings.get("size")), shortest=False) if settings.get("do_center_crop") else {}
+        )
+        crop_pct = settings.get("crop_pct")
+        self.crop_pct = None if crop_pct is None else _number("crop_pct", crop_pct)
+        self.mode = _mode(settings.get("resample", 2)) if self.size else ""
         self.flip = bool(settings.get("do_flip_channel_order"))
         rescale = settings.get("do_rescale", True)
         # A processor starts from bytes, in [0, 255].
-        self.scale = 255.0 * (settings.get("rescale_factor", 1 / 255) if rescale else 1.0)
+        self.scale = 255.0 * (_number("rescale_factor", settings.get("rescale_factor", 1 / 255)) if rescale else 1.0)
         self.offset = 1.0 if rescale and settings.get("rescale_offset") else 0.0
         on = _on(settings, "do_normalize", "image_mean")
-        self.normalize = Normalize(tuple(settings["image_mean"]), tuple(settings["image_std"])) if on else nn.Identity()
+        self.normalize = _normalize(settings["image_mean"], settings.get("image_std")) if on else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's input, with shape (N, C, H', W')."""
@@ -91,13 +94,43 @@ def _on(settings: dict[str, Any], step: str, needs: str) -> bool:
     return bool(settings.get(step, True)) and settings.get(needs) is not None
 
 
-def _sizes(size: Any) -> dict[str, int]:
-    """{"height", "width"} or {"shortest_edge"}; older files have a number for a square."""
-    if isinstance(size, int):
-        return {"height": size, "width": size}
-    if isinstance(size, dict) and ({"height", "width"} <= size.keys() or size.get("shortest_edge")):
-        return {key: int(value) for key, value in size.items() if value is not None}
-    raise UsageError(f"the image processor's size is {size!r}; advkit knows height and width, or shortest_edge")
+def _sizes(size: Any, shortest: bool = True) -> dict[str, int]:
+    """{"height", "width"} or, where that is allowed, {"shortest_edge"}; older files have a number for a square."""
+    sizes = size if isinstance(size, dict) else {"height": size, "width": size}
+    sizes = {key: value for key, value in sizes.items() if value is not None}
+    is_known = {"height", "width"} <= sizes.keys() or (shortest and "shortest_edge" in sizes)
+    if not is_known or not all(map(_is_pixels, sizes.values())):
+        known = "height and width, or shortest_edge" if shortest else "height and width"
+        raise UsageError(f"the image processor's size is {size!r}; advkit knows {known}, in whole pixels")
+    return {key: int(value) for key, value in sizes.items()}
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and int(value) >= 1
+
+
+def _mode(resample: Any) -> str:
+    if not isinstance(resample, int) or resample not in _RESAMPLE:
+        known = ", ".join(f"{key} ({name})" for key, name in _RESAMPLE.items())
+        raise UsageError(f"the image processor resamples by method {resample!r}; advkit knows {known}")
+    return _RESAMPLE[resample]
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"the image processor's {key} is {value!r}; it should be a number greater than 0")
+    return value
+
+
+def _normalize(mean: Any, std: Any) -> Normalize:
+    for key, values in (("image_mean", mean), ("image_std", std)):
+        numbers = values if isinstance(values, list | tuple) else ()
+        if not numbers or not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+            raise UsageError(f"the image processor's {key} is {values!r}; it should be a list of numbers, one a channel")
+    if len(mean) != len(std) or min(std) <= 0:
+        what = f"the image processor's image_mean is {mean} and its image_std {std}"
+        raise UsageError(f"{what}; they should have one number a channel, those of image_std greater than 0")
+    return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _shortest(x: Tensor, short: int) -> tuple[int, int]:
@@ -138,7 +171,7 @@ def load(name: str, local: bool) -> tuple[nn.Module, tuple[str, ...]]:
         UsageError: transformers is not installed, or there is no image classifier with safetensors weights and all of them.
     """
     try:
-        from transformers import AutoModelForImageClassification, ImageProcessingMixin
+        from transformers import AutoModelForImageClassification
     except ImportError:
         raise UsageError(f'{name} needs transformers, which is not installed; run pip install "advkit[hf]"') from None
     _check_weights(name, local)
@@ -152,12 +185,29 @@ def load(name: str, local: bool) -> tuple[nn.Module, tuple[str, ...]]:
     if info["missing_keys"]:
         shown = ", ".join(sorted(info["missing_keys"])[:3])
         raise UsageError(f"the weights of {name} lack {shown}; it is not a trained image classifier")
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name, local_files_only=local)
-    except OSError:
+    settings = _settings(name, local)
+    if settings is None:
         note = f"{name} has no preprocessor_config.json; the pixels are given to it as they are, in [0, 1]"
         return PixelClassifier(nn.Identity(), classifier.to(torch.float32)), (note,)
     return PixelClassifier(Pixels(settings), classifier.to(torch.float32)), ()
+
+
+def _settings(name: str, local: bool) -> Any:
+    """The image processor's settings, from the file that transformers takes them from; None where there are none."""
+    from transformers.utils import cached_file
+
+    options = {"local_files_only": local, "_raise_exceptions_for_missing_entries": False}
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            path = cached_file(name, file, **options)
+            settings = json.loads(Path(path).read_text("utf-8")) if path else {}
+        except Exception as error:
+            raise UsageError(f"cannot read {file} of {name}: {first_line(error)}; it should be JSON") from error
+        if path and file == "preprocessor_config.json":
+            return settings
+        if isinstance(settings, dict) and "image_processor" in settings:
+            return settings["image_processor"]
+    return None
 
 
 def _check_weights(name: str, local: bool) -> None:

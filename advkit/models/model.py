@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from advkit.engine import frozen
+from advkit.engine import check_device, frozen
 from advkit.errors import ModelError, UsageError
 from advkit.models.digest import digest_of
 from advkit.oracle import Access, answer, logits_of
@@ -103,7 +103,7 @@ def inspect(model: Model, x: Tensor, y: Tensor, classes: int = 0) -> tuple[str, 
         UsageError: The labels are not classes of the model, or the inputs are on another device.
     """
     few = x[:_FEW] if len(x) > 1 else x[:1].repeat(2, *(1,) * (x.ndim - 1))
-    _check_device(model.module, x)
+    check_device(model.module, x)
     training = _training(model.module)
     with torch.no_grad(), frozen(model.module):
         outputs = _first(model.module, few)
@@ -121,12 +121,6 @@ def inspect(model: Model, x: Tensor, y: Tensor, classes: int = 0) -> tuple[str, 
             "the model is random: two calls with the same input differ, and a single draw decides what counts as fooled"
         )
     return tuple(note for note in notes if note)
-
-
-def _check_device(module: Callable[[Tensor], Any], x: Tensor) -> None:
-    parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-    if parameter is not None and parameter.device != x.device:
-        raise UsageError(f"the model is on {parameter.device} and the inputs are on {x.device}; put both on one device")
 
 
 def _training(module: Callable[[Tensor], Any]) -> str:
@@ -174,6 +168,9 @@ def _mismatch(name: str, layer: nn.Module, got: Tensor, x: Tensor) -> str:
     """What the layer that was called last wanted and was given; nothing, if they fit."""
     where = f"the model's layer {name or type(layer).__name__!r}"
     inputs = f"for inputs of shape {tuple(x.shape[1:])}"
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.dtype != got.dtype:
+        return f"{where} is in {weight.dtype} and got {got.dtype}; give the inputs the model's dtype (x.to({weight.dtype}))"
     if isinstance(layer, nn.Linear) and got.shape[-1] != layer.in_features:
         advice = "give the inputs the size that it was trained with (--size)"
         return f"{where} takes {layer.in_features} features and got {got.shape[-1]} {inputs}; {advice}"

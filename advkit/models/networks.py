@@ -181,6 +181,6 @@ def build(text: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return network.build()  # type: ignore[no-any-return]
+            return network.build()
         except (RuntimeError, MemoryError, OverflowError, TypeError):  # what torch raises, by how much too large it is
             raise UsageError(f"the network {text!r} does not fit in memory; give it a smaller width or depth") from None
