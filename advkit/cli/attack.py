@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Attack, keep and print."""
     from advkit import data as data_by_name
     from advkit import models as models_by_name
-    from advkit.benchmarks.evaluate import execute, plan
+    from advkit.benchmarks.evaluate import execute
+    from advkit.benchmarks.plan import plan
     from advkit.cli.progress import attacking
     from advkit.spec import check_whole
 

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _loss(arguments: argparse.Namespace, data: Any) -> Any:
     from advkit import spec
-    from advkit.benchmarks.evaluate import parse_threat
+    from advkit.benchmarks.plan import parse_threat
     from advkit.defenses import DEFENSES
     from advkit.errors import UsageError
     from advkit.train import CrossEntropy

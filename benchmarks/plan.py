@@ -1,0 +1,233 @@
+"""What an evaluation will do, checked and said in full before it does it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from advkit import models as models_by_name
+from advkit import spec
+from advkit.attacks import ATTACKS
+from advkit.data import Data
+from advkit.data.dataset import check_seed
+from advkit.engine import Attack, check_serves
+from advkit.errors import AccessError, UsageError
+from advkit.models import Model
+from advkit.oracle import Access
+from advkit.threat import THREATS, Lp
+from advkit.version import __version__
+
+ENTRIES_A_BATCH = 200_704
+"""How many numbers a batch holds by default: 256 digits of 28 x 28."""
+
+FIXED = {
+    Access.GRADIENTS: ("fgsm", "pgd(steps=40)", 'restarts(pgd(steps=40, loss="margin"), n=5)', "square(queries=500)"),
+    Access.SCORES: ("uniform", "square"),
+    Access.LABELS: ("uniform", "gaussian", "salt-and-pepper"),
+}
+"""The attacks inside a fixed radius where none is named, by what the adversary sees."""
+
+CLOSEST = ("fmn", "fmn(steps=200, alpha=3)")
+"""The attacks in a search for the closest example where none is named."""
+
+TARGETS = ("next", "random", "least-likely")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One evaluation, fully said: nothing is left to choose."""
+
+    model: Model
+    data: Data
+    attacks: tuple[tuple[str, Attack], ...]
+    threat: Lp
+    target: str | None
+    access: Access
+    budget: int | None
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    quantize: bool
+    alone: bool
+    notes: tuple[str, ...]
+    data_digest: str
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same."""
+        kind = {"kind": self.data.kind, "low": self.data.low, "high": self.data.high}
+        return {
+            "format": 1,
+            "advkit": __version__,
+            "model": {"name": self.model.name, "digest": self.model.digest},
+            "data": {"name": self.data.name, "digest": self.data_digest, "examples": len(self.data), **kind},
+            "attacks": [name for name, _ in self.attacks],
+            "threat": spec.show(self.threat, THREATS),
+            "goal": self.target or "untargeted",
+            "access": self.access.name.lower(),
+            "budget": self.budget,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "quantize": self.quantize,
+            "alone": self.alone,
+        }
+
+
+def plan(
+    model: Model,
+    data: Data,
+    *,
+    threat: str | Lp,
+    attacks: str | Attack | Sequence[str | Attack] | None = None,
+    goal: str | int = "untargeted",
+    access: str | Access | None = None,
+    budget: int | None = None,
+    batch_size: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    quantize: bool | None = None,
+    alone: bool = False,
+) -> Plan:
+    """Everything that :func:`evaluate` would do, checked before the first attack; the arguments are evaluate's.
+
+    Raises:
+        UsageError: As evaluate.
+    """
+    place = models_by_name.find_device(device)
+    check_seed(seed)
+    if not len(data):
+        raise UsageError(f"{data.name} holds no examples; there should be at least one")
+    threat = parse_threat(threat, data)
+    seen = _access(access, model)
+    chosen = _attacks(attacks, threat, seen)
+    target, data, notes = _target(goal, data)
+    x, _ = data.batch(0, 8)
+    dtype = _dtype(model)
+    if all(attack.paper == "baseline" for _, attack in chosen):
+        notes = (*notes, "only noise is tried, which is no adversary: the robust accuracy says little")
+    notes = (
+        *model.notes,
+        *data.notes,
+        *notes,
+        *models_by_name.inspect(model, x.to(place, dtype), data.y.to(place), len(data.classes)),
+    )
+    on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
+    if quantize and not on_grid:
+        raise UsageError(
+            "there is no grid to round to: the data are not 8-bit integers in the threat's range; leave quantize out"
+        )
+    if batch_size is None:
+        batch_size = max(16, min(256, ENTRIES_A_BATCH // x[0].numel()))
+    spec.check_whole("batch size", batch_size, 1)
+    if budget is not None:
+        spec.check_whole("budget", budget, 1)
+    rounded = on_grid if quantize is None else quantize
+    return Plan(
+        model, data, chosen, threat, target, seen, budget, batch_size, place, dtype, seed, rounded, alone, notes, data.digest()
+    )
+
+
+def _dtype(model: Model) -> torch.dtype:
+    """float64 for a module in float64, else float32."""
+    first = next(model.module.parameters(), None) if isinstance(model.module, nn.Module) else None
+    return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
+
+
+def parse_threat(threat: str | Lp, data: Data) -> Lp:
+    """The threat model of a spec, over the data's own range unless the spec gives one."""
+    if isinstance(threat, Lp):
+        return threat
+    if not isinstance(threat, str):
+        raise UsageError(f"the threat model is {threat!r}; it should be an Lp or a spec, as in linf(0.3)")
+    return spec.parse(threat, THREATS, "threat", defaults={"low": data.low, "high": data.high})
+
+
+def _access(access: str | Access | None, model: Model) -> Access:
+    if access is None:
+        return model.access
+    if not isinstance(access, Access):
+        levels = {level.name.lower(): level for level in Access}
+        spec.check_choice("access", access, levels)
+        access = levels[access]
+    if access > model.access:
+        name, most = access.name.lower(), model.access.name.lower()
+        raise AccessError(f"{model.name} answers with {most} only; the access asked for is {name}")
+    return access
+
+
+def _attacks(
+    attacks: str | Attack | Sequence[str | Attack] | None, threat: Lp, access: Access
+) -> tuple[tuple[str, Attack], ...]:
+    """The attacks by name, cheap ones first; refused up front where they do not serve the threat model or the access."""
+    if attacks is None:
+        built = _default_attacks(threat, access)
+    else:
+        listed = [attacks] if isinstance(attacks, str) or not isinstance(attacks, Sequence) else list(attacks)
+        built = [spec.parse(attack, ATTACKS, "attack") if isinstance(attack, str) else attack for attack in listed]
+    if not built:
+        raise UsageError("there is no attack to run; name at least one")
+    for attack in built:
+        check_serves(attack, threat)
+        if attack.access > access:
+            needs, sees = attack.access.name.lower(), access.name.lower()
+            able = ", ".join(name for name, make in ATTACKS.items() if _leaf_access(make) <= access)
+            raise AccessError(
+                f"{attack_name(attack)} needs {needs}; the adversary sees {sees}; attacks that do with that: {able}"
+            )
+    named = [(attack_name(attack), attack) for attack in built]
+    if len({name for name, _ in named}) < len(named):
+        raise UsageError("the same attack is named twice; each attack is run once")
+    return tuple(sorted(named, key=lambda pair: pair[1].cost))
+
+
+def _leaf_access(make: Any) -> int:
+    """What a table's attack needs; a wrapper's depends on what it wraps, so it is not offered."""
+    access = getattr(make, "access", None)
+    return access if isinstance(access, Access) else len(Access)
+
+
+def _default_attacks(threat: Lp, access: Access) -> list[Attack]:
+    names = FIXED[access] if threat.eps < math.inf else CLOSEST
+    attacks: list[Attack] = [spec.parse(name, ATTACKS, "attack") for name in names]
+    able = [attack for attack in attacks if threat.p in attack.norms and attack.access <= access]
+    if not able:
+        name, sees = spec.show(threat, THREATS), access.name.lower()
+        raise UsageError(f"no default attack serves {name} with access to {sees}; name attacks, or give a radius")
+    return able
+
+
+def attack_name(attack: Attack) -> str:
+    """The spec of an attack, or its repr where it is not in the table.
+
+    Raises:
+        UsageError: The attack is not a dataclass, whose repr says all of its settings and nothing else.
+    """
+    if not is_dataclass(attack):
+        raise UsageError(f"the attack {type(attack).__name__} is not a dataclass; write @dataclass(frozen=True) above it")
+    try:
+        return spec.show(attack, ATTACKS)
+    except UsageError:
+        return repr(attack)
+
+
+def _target(goal: str | int, data: Data) -> tuple[str | None, Data, tuple[str, ...]]:
+    """What targets are made from (None: no target), the examples that can have one, and what to announce."""
+    goal = str(goal)
+    if goal == "untargeted":
+        return None, data, ()
+    if goal in TARGETS:
+        return goal, data, ()
+    if not re.fullmatch("[0-9]{1,9}", goal):
+        raise UsageError(f"the goal is {goal!r}; it should be untargeted, a class number, {', '.join(TARGETS)}")
+    other = (data.y != int(goal)).nonzero().squeeze(1)
+    if not len(other):
+        raise UsageError(f"every example is of class {goal}, so none can be pushed to it; give another target or other data")
+    left = len(data) - len(other)
+    note = (f"{left} examples of class {goal} are left out: they are the target already",) if left else ()
+    return goal, data.select(other), note
