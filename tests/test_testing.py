@@ -138,7 +138,6 @@ def test_an_attack_that_relies_on_the_callers_autograd_is_found():
 def test_cheating_in_the_books_gains_nothing():
     task = problem(Cheats(), math.inf)
     assert not task.run().success.any()
-    check_attack(Cheats())
 
 
 def test_the_text_says_what_and_where():
