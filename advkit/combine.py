@@ -3,19 +3,102 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from advkit.engine import Attack
 from advkit.errors import UsageError
-from advkit.oracle import Access, Oracle
+from advkit.losses import Loss
+from advkit.oracle import Access, Oracle, Through
 from advkit.spec import check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
 
+class Wrapper:
+    """What an attack around another one has in common with it; a dataclass with a field ``attack``."""
+
+    attack: Attack
+
+    @property
+    def access(self) -> Access:
+        """The attack's."""
+        return self.attack.access
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """The attack's."""
+        return self.attack.norms
+
+    @property
+    def minimum(self) -> bool:
+        """The attack's."""
+        return self.attack.minimum
+
+
+class Lens(Oracle):
+    """An oracle seen through a change of its answers: a subclass overrides what changes, the rest is the oracle's own.
+
+    What is asked, counted and kept is the oracle's as well, so a lens adds nothing to what an attack may see.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        # Not Oracle.__init__: a lens has no books of its own.
+        self.oracle = oracle
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever the lens does not have itself."""
+        return getattr(self.oracle, name)
+
+    @property
+    def live(self) -> Tensor:
+        """The numbers of the rows still in play, with shape (L,)."""
+        return self.oracle.live
+
+    def outputs(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
+        """The oracle's."""
+        return self.oracle.outputs(x_adv, rows, through=through)
+
+    def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The oracle's."""
+        return self.oracle.fooled(x_adv, rows)
+
+    def loss(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> Tensor:
+        """The oracle's."""
+        return self.oracle.loss(x_adv, loss, rows, towards=towards, through=through)
+
+    def grad(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The oracle's."""
+        return self.oracle.grad(x_adv, loss, rows, towards=towards, through=through)
+
+    def jacobian(self, x_adv: Tensor, towards: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The oracle's."""
+        return self.oracle.jacobian(x_adv, towards, rows)
+
+    def rivals(self, outputs: Tensor, n: int, rows: Tensor | None = None) -> Tensor:
+        """The oracle's."""
+        return self.oracle.rivals(outputs, n, rows)
+
+
 @dataclass(frozen=True)
-class Restarts:
+class Restarts(Wrapper):
     """The attack n times, from other random starts each time; a row that is done is not tried again.
 
     Arguments:
@@ -32,21 +115,6 @@ class Restarts:
 
     def __post_init__(self) -> None:
         check_whole("restarts: n", self.n, 1)
-
-    @property
-    def access(self) -> Access:
-        """The attack's."""
-        return self.attack.access
-
-    @property
-    def norms(self) -> tuple[float, ...]:
-        """The attack's."""
-        return self.attack.norms
-
-    @property
-    def minimum(self) -> bool:
-        """The attack's."""
-        return self.attack.minimum
 
     @property
     def cost(self) -> int:

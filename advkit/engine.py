@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from advkit import norms
-from advkit.errors import ModelError, UsageError
-from advkit.oracle import Access, Goal, Model, Oracle, Stop, answer, check_outputs
+from advkit.errors import UsageError
+from advkit.oracle import Access, Goal, Model, Oracle, Stop, Through
+from advkit.spec import check_whole
 from advkit.streams import Streams
-from advkit.threat import Lp, ThreatModel
+from advkit.threat import Change, Lp
 
 
 class Attack(Protocol):
@@ -53,7 +54,11 @@ class AttackResult:
         outputs: The outputs for x_adv, with shape (N, K).
         forwards: How many forward passes of the attack each row was part of.
         backwards: How many backward passes.
-        checks: How many forward passes the evaluation itself made: the clean one, and the last one where there was a success.
+        checks: How many forward passes the evaluation itself made: the clean one, those that confirm successes, and the last.
+        once: Whether the model was fooled at least once, with shape (N,); more than ``success`` only where its answers change
+            from call to call, and one lucky answer is not enough.
+        share: The share of the last answers that meet the goal at x_adv, with shape (N,); 0 where there is no success.
+        change: Where the threat model is a ``Change``, its parameters at x_adv, with shape (N, *); else None.
     """
 
     x_adv: Tensor
@@ -64,10 +69,13 @@ class AttackResult:
     forwards: Tensor
     backwards: Tensor
     checks: Tensor
+    once: Tensor
+    share: Tensor
+    change: Tensor | None = None
 
 
 @contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
+def frozen(model: Model | None) -> Iterator[None]:
     """The model in evaluation mode with fixed parameters; each module's and parameter's own flag is put back at the end.
 
     Anything that is not an ``nn.Module`` is left alone.
@@ -89,7 +97,7 @@ def frozen(model: Model) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def check_serves(attack: Attack, threat: ThreatModel) -> None:
+def check_serves(attack: Attack, threat: Lp | Change) -> None:
     """Refuse an attack that does not serve the threat model.
 
     Raises:
@@ -101,14 +109,15 @@ def check_serves(attack: Attack, threat: ThreatModel) -> None:
     if not hasattr(threat, "allows"):
         raise UsageError(f"the threat model is {threat!r}; it should be one, as in Lp(inf, 8 / 255)")
     name = type(attack).__name__
-    if isinstance(threat, Lp) and threat.p not in attack.norms:
+    p = threat.p if isinstance(threat, Lp) else threat.ball.p
+    if p not in attack.norms:
         served = ", ".join(norms.norm_name(p) for p in attack.norms)
-        raise UsageError(f"{name} does not serve {norms.norm_name(threat.p)}; it serves {served}")
+        raise UsageError(f"{name} does not serve {norms.norm_name(p)}; it serves {served}")
     if threat.eps == math.inf and not attack.minimum:
         raise UsageError(f"{name} searches inside a fixed radius and none was given; give one, as in linf(0.3)")
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+def check_inputs(x: Tensor, y: Tensor, threat: Lp | Change) -> None:
     """Refuse inputs that no attack can start from.
 
     Raises:
@@ -126,11 +135,10 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
         raise UsageError(f"there are {len(x)} inputs and labels of shape {tuple(y.shape)}; there should be one label for each")
     if not bool(x.isfinite().all()):
         raise UsageError("the inputs hold NaN or infinite values; they should be finite")
-    if isinstance(threat, Lp):
-        _check_range(x, threat)
+    _check_range(x, threat)
 
 
-def _check_range(x: Tensor, threat: Lp) -> None:
+def _check_range(x: Tensor, threat: Lp | Change) -> None:
     # In the data's own type: 0.1 as a float32 is greater than 0.1.
     low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()
     least, most = float(x.min()), float(x.max())
@@ -146,7 +154,7 @@ def check_device(model: Model, x: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _attacking(model: Model) -> Iterator[None]:
+def _attacking(model: Model | None) -> Iterator[None]:
     """Autograd on, whatever the caller's mode, and the model frozen."""
     with torch.inference_mode(False), torch.no_grad(), frozen(model):
         yield
@@ -162,12 +170,14 @@ def run(
     model: Model,
     x: Tensor,
     y: Tensor,
-    threat: Lp,
+    threat: Lp | Change,
     *,
     goal: Goal | None = None,
     access: Access = Access.GRADIENTS,
     budget: int | None = None,
     rng: torch.Generator | Streams | None = None,
+    fast: Model | None = None,
+    votes: int = 1,
 ) -> AttackResult:
     """Attack a batch and keep the closest success of each row.
 
@@ -177,10 +187,14 @@ def run(
         x: The clean inputs, with shape (N, *), inside the threat model's range.
         y: The labels, with shape (N,) and dtype int64; the targets, where the goal is targeted.
         threat: What may change. With eps = inf the closest success is searched for; with a radius, the first one ends a row.
+            With a ``Change`` the attack searches its parameters, and its ball says which are allowed.
         goal: What counts as success; by default, any answer but y.
         access: The most that the attack may ask for.
         budget: The most forward passes that the attack may make for each row.
         rng: Where random draws come from; by default, a generator with seed 0.
+        fast: A cheaper stand-in for the model, as ``advkit.fast`` makes; every success is confirmed by the model itself.
+        votes: For a model whose answers change from call to call: how often a success is tried again. It counts if more than
+            half of the answers meet the goal.
 
     Raises:
         UsageError: The inputs, or the model's answers, are not of this form, or the attack does not serve the threat model.
@@ -190,15 +204,27 @@ def run(
     check_serves(attack, threat)
     check_inputs(x, y, threat)
     check_device(model, x)
+    check_whole("votes", votes, 1)
     if budget is not None and budget < 1:
         raise UsageError(f"the budget is {budget} forward passes; it should be at least 1")
-    with _attacking(model):
+    with _attacking(model), _attacking(fast):
         x, y = _own(x), _own(y)
-        oracle = Oracle(model, x, y, threat, goal, access, budget)
-        clean = _clean(oracle, model, y)
+        start, ball, render = _space(x, threat)
+        oracle = Oracle(model, start, y, ball, goal, access, budget, fast=fast, votes=votes, render=render)
+        clean = oracle.begin()
         with contextlib.suppress(Stop):
-            oracle.fooled(attack(oracle, x, threat, _streams(rng, x)))
-        return _verified(oracle, model, y, clean)
+            last = attack(oracle, start, ball, _streams(rng, x))
+            # The exact model has the last word on rows that a stand-in was asked about.
+            oracle.exact[:] = True
+            oracle.fooled(last)
+        return _verified(oracle, model, x, clean)
+
+
+def _space(x: Tensor, threat: Lp | Change) -> tuple[Tensor, Lp, Through | None]:
+    """Where the attack searches: its start, its ball, and how the oracle makes inputs of candidates."""
+    if isinstance(threat, Lp):
+        return x, threat, None
+    return threat.zero(x), threat.ball, lambda theta, rows: threat.apply(x[rows], theta)
 
 
 def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
@@ -211,31 +237,23 @@ def _streams(rng: torch.Generator | Streams | None, x: Tensor) -> Streams:
     return Streams.of(torch.Generator().manual_seed(0) if rng is None else rng, len(x), x.device)
 
 
-def _clean(oracle: Oracle, model: Model, y: Tensor) -> Tensor:
-    """The outputs for x; rows that already meet the goal are done, at distance 0."""
-    x = oracle.x
-    given = x.clone()
-    outputs = answer(model, given)
-    if not torch.equal(given, x):
-        raise ModelError("the model changes its input in place; it should leave its input alone")
-    check_outputs(outputs, y, oracle.goal)
-    oracle.keep(x, outputs, torch.arange(len(x), device=x.device))
-    return outputs
-
-
-def _verified(oracle: Oracle, model: Model, y: Tensor, clean: Tensor) -> AttackResult:
-    """Decide success, once: a forward pass of its own over what was found, and the threat model's word."""
+def _verified(oracle: Oracle, model: Model, x: Tensor, clean: Tensor) -> AttackResult:
+    """Decide success, once: forward passes of their own over what was found, and the threat model's word."""
     outputs, success = clean.clone(), oracle.found.clone()
+    share = success.to(x.dtype)
     rows = (oracle.found & (oracle.distance > 0)).nonzero().squeeze(1)
     if len(rows):
-        outputs[rows] = answer(model, oracle.best[rows])
+        votes = [oracle.verify(oracle.best[rows], rows) for _ in range(oracle.votes)]
+        share[rows] = torch.stack([met for _, met in votes]).to(x.dtype).mean(0)
         allowed = oracle.threat.allows(oracle.best[rows], oracle.x[rows])
-        success[rows] = allowed & oracle.goal.met(outputs[rows], y[rows])
+        success[rows] = allowed & (2 * share[rows] > 1)
+        # Of several answers, the first that meets the goal.
+        for answered, met in reversed(votes):
+            outputs[rows] = torch.where(met.view(-1, *(1,) * (answered.ndim - 1)), answered, outputs[rows])
     keep = success.view(-1, *(1,) * (oracle.x.ndim - 1))
-    checks = torch.ones_like(oracle.forwards)
-    checks[rows] += 1
+    best = torch.where(keep, oracle.best, oracle.x)
     return AttackResult(
-        x_adv=torch.where(keep, oracle.best, oracle.x),
+        x_adv=best if oracle.render is None else oracle.render(best, torch.arange(len(best), device=best.device)),
         success=success,
         # An allowed distance can exceed eps by the rounding of a subtraction; at a radius of eps it is a success.
         distance=torch.where(success, oracle.distance.clamp(max=oracle.threat.eps), math.inf),
@@ -243,7 +261,10 @@ def _verified(oracle: Oracle, model: Model, y: Tensor, clean: Tensor) -> AttackR
         outputs=torch.where(success.unsqueeze(1), outputs, clean) if clean.ndim == 2 else outputs,
         forwards=oracle.forwards,
         backwards=oracle.backwards,
-        checks=checks,
+        checks=oracle.checks,
+        once=oracle.once | success,
+        share=torch.where(success, share, 0.0),
+        change=None if oracle.render is None else best,
     )
 
 
@@ -252,7 +273,7 @@ def perturb(
     model: Model,
     x: Tensor,
     y: Tensor,
-    threat: Lp,
+    threat: Lp | Change,
     *,
     rng: torch.Generator | Streams,
     goal: Goal | None = None,
@@ -271,4 +292,6 @@ def perturb(
     check_device(model, x)
     with _attacking(model):
         x, y = _own(x), _own(y)
-        return attack(Oracle(model, x, y, threat, goal, track=False), x, threat, _streams(rng, x))
+        start, ball, render = _space(x, threat)
+        last = attack(Oracle(model, start, y, ball, goal, track=False, render=render), start, ball, _streams(rng, x))
+        return last if isinstance(threat, Lp) else threat.apply(x, last)

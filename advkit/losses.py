@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 
 def ce(outputs: Tensor, y: Tensor) -> Tensor:
@@ -77,6 +77,24 @@ def kl(outputs: Tensor, y: Tensor) -> Tensor:
     if y.ndim == 1:
         return ce(outputs, y)
     return F.kl_div(outputs.log_softmax(1), y.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def towards_margin(outputs: Tensor, y: Tensor, towards: Tensor) -> Tensor:
+    """z_t - z_y for the class t that each row is pushed to; towards is (N,), or (N, C) for several, like the result."""
+    t = towards if towards.ndim == 2 else towards.unsqueeze(1)
+    return (outputs.gather(1, t) - outputs.gather(1, y.unsqueeze(1))).view_as(towards)
+
+
+def towards_dlr(outputs: Tensor, y: Tensor, towards: Tensor) -> Tensor:
+    """The targeted difference of logits ratio, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), for towards = t, (N,).
+
+    Croce and Hein, 2020, https://arxiv.org/abs/2003.01690. With three classes z_(3) stands for both; with two this is the
+    margin.
+    """
+    if outputs.shape[1] < 3:
+        return towards_margin(outputs, y, towards)
+    z = _finite(outputs).topk(min(4, outputs.shape[1]), dim=1).values
+    return towards_margin(outputs, y, towards) / (z[:, 0] - z[:, 2:].mean(1) + 1e-12)
 
 
 LOSSES: Mapping[str, Loss] = {

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from advkit.errors import AccessError, ModelError, UsageError, first_line
-from advkit.losses import Loss
+from advkit.losses import Loss, towards_margin
 from advkit.threat import ThreatModel
 
 Model = Callable[[Tensor], Any]
+Through = Callable[[Tensor, Tensor], Tensor]
+"""(candidates, the numbers of their rows) to what the model is shown."""
 
 
 class Access(enum.IntEnum):
@@ -126,9 +128,17 @@ class Oracle:
         budget: The most forward passes that each row may be part of; None for no limit.
         track: False to answer and nothing else (training wants the last iterate, not the best).
 
+        fast: A cheaper stand-in that gives nearly the same outputs and gradients; the model itself confirms each success, and
+            a row whose success it does not confirm goes on with the model itself.
+        votes: How often a success is tried again, where the model's answers change from call to call; it stands if more than
+            half of the answers are fooled.
+        render: Candidates and their row numbers to the model's inputs, where candidates are not inputs but what changes them.
+
     Attributes:
         forwards: How many forward passes each row was part of, with shape (N,).
         backwards: How many backward passes.
+        checks: How many forward passes were made to confirm successes, and for the clean inputs.
+        once: Which rows the model was fooled on at least once, inside the threat model.
         found: Which rows have an allowed success, with shape (N,).
         distance: The distance of the closest, inf where there is none, with shape (N,).
         best: The closest success, x where there is none, with shape (N, *).
@@ -136,7 +146,11 @@ class Oracle:
     The methods take candidates ``x_adv``. Without ``rows`` there is one for each row, with shape (N, *); with ``rows``, of
     shape (M,), candidate j belongs to row ``rows[j]``, and a row may have several. Candidates of rows that are done (fooled
     inside a fixed radius, or out of budget) are not sent to the model: their loss is -inf, their gradient 0, their outputs
-    NaN, and they are not fooled. When no row is left, :class:`Stop` is raised.
+    NaN, and they are not fooled. When no row of the batch is left, :class:`Stop` is raised.
+
+    A loss takes (outputs, y), or with ``towards``, one class (or several) for each candidate, (outputs, y, towards). With
+    ``through``, (candidates, their row numbers) to inputs, the model is shown what that makes of the candidates; gradients
+    pass back through it, and no success is noted, as the model did not see the candidates themselves.
     """
 
     def __init__(
@@ -149,16 +163,23 @@ class Oracle:
         access: Access = Access.GRADIENTS,
         budget: int | None = None,
         track: bool = True,
+        *,
+        fast: Model | None = None,
+        votes: int = 1,
+        render: Through | None = None,
     ) -> None:
         self._model, self.x, self._y, self.threat = model, x, y, threat
         self.goal = Goal() if goal is None else goal
         self.access, self.budget, self.track = access, budget, track
+        self._fast, self.votes, self.render = fast, votes, render
         # The logits of a reference, in training, are no labels.
-        self.checked = not track and y.ndim == 2
+        self._checked = not track and y.ndim == 2
+        self._none_sent = torch.empty(0, 0, dtype=x.dtype, device=x.device)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self.forwards, self.backwards = count, count.clone()
+        self.forwards, self.backwards, self.checks = count, count.clone(), count.clone()
         self.found = torch.zeros_like(count, dtype=torch.bool)
-        self.done = self.found.clone()
+        self.done, self.once = self.found.clone(), self.found.clone()
+        self.exact = torch.full_like(self.found, fast is None)
         self.distance = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
         self.best = x.clone() if track else x
 
@@ -167,51 +188,123 @@ class Oracle:
         """The numbers of the rows still in play, with shape (L,)."""
         return self._alive().nonzero().squeeze(1)
 
-    def outputs(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+    def begin(self) -> Tensor:
+        """The outputs for x itself, (N, K); rows that already meet the goal are done, at distance 0. Not the attack's pass."""
+        given = self.x.clone()
+        with torch.no_grad():
+            outputs = self._see(given, torch.arange(len(given), device=given.device), exact=True)
+        if not torch.equal(given, self.x):
+            raise ModelError("the model changes its input in place; it should leave its input alone")
+        self.checks += 1
+        self._keep(self.x, outputs, torch.arange(len(given), device=given.device))
+        return outputs
+
+    def outputs(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
         """The logits, (N, K). One forward pass; needs access to scores."""
         self._need(Access.SCORES)
-        outputs, sent = self._forward(x_adv, rows)
+        outputs, sent, _ = self._forward(x_adv, rows, through)
         return _scatter(outputs, sent, len(x_adv), math.nan)
 
     def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
         """Which candidates meet the goal, inside the threat model or not, (N,) bool. One forward pass; needs labels only."""
-        outputs, sent = self._forward(x_adv, rows)
-        return _scatter(self.goal.met(outputs, self._labels(rows, sent)), sent, len(x_adv), False)
+        outputs, sent, who = self._forward(x_adv, rows, None)
+        return _scatter(self.goal.met(outputs, self._y[who]), sent, len(x_adv), False)
 
-    def loss(self, x_adv: Tensor, loss: Loss, rows: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> Tensor:
         """What the adversary maximizes: the loss for a label, less it for a target, (N,). One forward; needs scores."""
         self._need(Access.SCORES)
-        outputs, sent = self._forward(x_adv, rows)
-        values = self._sign(loss(outputs, self._labels(rows, sent))).to(x_adv.dtype)
+        outputs, sent, who = self._forward(x_adv, rows, through)
+        values = self._value(loss, outputs, who, _part(towards, sent)).to(x_adv.dtype)
         return _scatter(values, sent, len(x_adv), -math.inf)
 
-    def grad(self, x_adv: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The loss, (N,), and its gradient in the input, (N, *). One forward and one backward pass; needs gradients.
+    def grad(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, (N,), and its gradient in the input, (N, *): one forward and one backward pass; needs gradients.
 
         The gradient is of the sum over rows, so it does not depend on the batch. Entries that are not finite become 0.
         """
+        values, g = self._backward(x_adv, loss, rows, towards, through)
+        return values, g[:, 0]
+
+    def jacobian(self, x_adv: Tensor, towards: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is to be gained towards each of C classes, z_t - z_y (less it for a target), (N, C), and gradients, (N, C, *).
+
+        One forward and C backward passes; needs gradients. ``towards`` has shape (N, C), or (M, C) with ``rows``.
+        """
+        return self._backward(x_adv, towards_margin, rows, towards, None)
+
+    def rivals(self, outputs: Tensor, n: int, rows: Tensor | None = None) -> Tensor:
+        """The classes other than y with the greatest logits, greatest first, (N, min(n, K - 1)) int64. No pass."""
+        y = self._y if rows is None else self._y[rows]
+        z = outputs.nan_to_num(nan=0.0).clamp(min=torch.finfo(outputs.dtype).min)
+        order = z.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
+        return order[:, : min(n, outputs.shape[1] - 1)]
+
+    def _backward(
+        self, x_adv: Tensor, loss: Loss, rows: Tensor | None, towards: Tensor | None, through: Through | None
+    ) -> tuple[Tensor, Tensor]:
+        """The values, (N,) or (N, C), and their gradients, (N, 1 or C, *)."""
         self._need(Access.GRADIENTS)
-        sent = self._admit(x_adv, rows)
+        sent, who = self._admit(x_adv, rows)
         z = (x_adv if sent is None else x_adv[sent]).detach().requires_grad_(True)
         with torch.enable_grad():
-            outputs = self._answer(z)
-            if not outputs.requires_grad:
+            outputs = self._see(z, who, through)
+            if len(z) and not outputs.requires_grad:
                 raise AccessError(
                     "the model gives no gradient with respect to its input; "
                     'say that the adversary sees scores only (--access scores, access="scores"), or use such an attack'
                 )
-            values = self._sign(loss(outputs, self._labels(rows, sent)))
-            (g,) = torch.autograd.grad(values.sum(), z)
-        self._record(z.detach(), outputs.detach(), rows, sent, backward=True)
+            values = self._value(loss, outputs, who, _part(towards, sent))
+            columns = values.unsqueeze(1) if values.ndim == 1 else values
+            parts = [_input_gradient(column.sum(), z, c + 1 < columns.shape[1]) for c, column in enumerate(columns.unbind(1))]
+            g = torch.stack(parts, 1)
+        self._record(z.detach(), outputs.detach(), who, columns.shape[1], through)
         values = _scatter(values.detach().to(x_adv.dtype), sent, len(x_adv), -math.inf)
         return values, _scatter(g.nan_to_num_(0.0, 0.0, 0.0), sent, len(x_adv), 0.0)
 
-    def _answer(self, z: Tensor) -> Tensor:
-        outputs = answer(self._model, z)
-        if not self.checked:
+    def _see(self, z: Tensor, who: Tensor, through: Through | None = None, exact: bool = False) -> Tensor:
+        """The outputs for candidates ``z`` of rows ``who``: of the fast model, but for rows that need the exact one."""
+        if not len(z):
+            return self._none_sent
+        if self.render is not None:
+            z = self.render(z, who)
+        if through is not None:
+            z = through(z, who)
+        outputs = answer(self._model, z) if exact or self._fast is None else self._quick(z, self.exact[who])
+        if not self._checked:
             check_outputs(outputs, self._y, self.goal)
-            self.checked = True
+            self._checked = True
+        self._none_sent = outputs.detach()[:0]
         return outputs
+
+    def _quick(self, z: Tensor, exact: Tensor) -> Tensor:
+        assert self._fast is not None
+        if not bool(exact.any()):
+            return answer(self._fast, z)
+        if bool(exact.all()):
+            return answer(self._model, z)
+        parts = answer(self._fast, z[~exact]), answer(self._model, z[exact])
+        order = torch.cat([(~exact).nonzero().squeeze(1), exact.nonzero().squeeze(1)])
+        return torch.cat([part.to(z.dtype) for part in parts])[order.argsort()]
+
+    def _value(self, loss: Loss, outputs: Tensor, who: Tensor, towards: Tensor | None) -> Tensor:
+        y = self._y[who]
+        return self._sign(loss(outputs, y) if towards is None else loss(outputs, y, towards))
 
     def _need(self, access: Access) -> None:
         if access > self.access:
@@ -223,62 +316,90 @@ class Oracle:
     def _alive(self) -> Tensor:
         return ~self.done if self.budget is None else ~self.done & (self.forwards < self.budget)
 
-    def _admit(self, x_adv: Tensor, rows: Tensor | None) -> Tensor | None:
-        """Which candidates are sent to the model: their numbers, or None for all."""
+    def _admit(self, x_adv: Tensor, rows: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Which candidates are sent to the model, their numbers or None for all; and which rows they belong to."""
+        who = torch.arange(len(x_adv), device=x_adv.device) if rows is None else rows
         if not self.track:
-            return None
-        allowed = self._alive() if rows is None else self._alive()[rows]
+            return None, who
+        alive = self._alive()
+        allowed = alive[who]
         if rows is not None and self.budget is not None:
             allowed &= self.forwards[rows] + _occurrence(rows) < self.budget
         if bool(allowed.all()) and len(allowed):
-            return None
-        sent = allowed.nonzero().squeeze(1)
-        if not len(sent):
+            return None, who
+        if not bool(alive.any()):
             raise Stop
-        return sent
+        sent = allowed.nonzero().squeeze(1)
+        return sent, who[sent]
 
-    def _rows(self, rows: Tensor | None, sent: Tensor | None) -> Tensor | slice:
-        if rows is None:
-            return slice(None) if sent is None else sent
-        return rows if sent is None else rows[sent]
-
-    def _labels(self, rows: Tensor | None, sent: Tensor | None) -> Tensor:
-        return self._y[self._rows(rows, sent)]
-
-    def _forward(self, x_adv: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        sent = self._admit(x_adv, rows)
+    def _forward(self, x_adv: Tensor, rows: Tensor | None, through: Through | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        sent, who = self._admit(x_adv, rows)
         z = x_adv if sent is None else x_adv[sent]
         with torch.no_grad():
-            outputs = self._answer(z)
-        self._record(z, outputs, rows, sent)
-        return outputs, sent
+            outputs = self._see(z, who, through)
+        self._record(z, outputs, who, 0, through)
+        return outputs, sent, who
 
-    def _record(self, z: Tensor, outputs: Tensor, rows: Tensor | None, sent: Tensor | None, backward: bool = False) -> None:
+    def _record(self, z: Tensor, outputs: Tensor, who: Tensor, backwards: int, through: Through | None) -> None:
         if not self.track:
             return
-        who = self._rows(rows, sent)
-        if isinstance(who, slice):
-            who = torch.arange(len(self.x), device=self.x.device)
         one = torch.ones_like(who)
         self.forwards.index_add_(0, who, one)
-        if backward:
-            self.backwards.index_add_(0, who, one)
-        self.keep(z, outputs, who)
+        if backwards:
+            self.backwards.index_add_(0, who, backwards * one)
+        if through is None:
+            self._keep(z, outputs, who)
 
-    def keep(self, z: Tensor, outputs: Tensor, who: Tensor) -> None:
+    def _keep(self, z: Tensor, outputs: Tensor, who: Tensor) -> None:
         """Note the successes among candidates ``z`` of rows ``who`` that are allowed and closer than what was known."""
         hit = self.goal.met(outputs, self._y[who])
         if not bool(hit.any()):
             return
         z, who = z[hit], who[hit]
         distance = self.threat.distance(z, self.x[who])
-        allowed = self.threat.allows(z, self.x[who])
-        closest = self.distance.scatter_reduce(0, who[allowed], distance[allowed], "amin")
-        better = allowed & (distance < self.distance[who]) & (distance == closest[who])
-        z, who = z[better], who[better]
-        self.best[who], self.distance[who], self.found[who] = z, distance[better], True
+        better = self.threat.allows(z, self.x[who]) & (distance < self.distance[who])
+        better &= better.clone().masked_scatter(better, self._confirmed(z[better], who[better]))
+        z, who, distance = z[better], who[better], distance[better]
+        closest = self.distance.scatter_reduce(0, who, distance, "amin")
+        first = distance == closest[who]
+        z, who, distance = z[first], who[first], distance[first]
+        self.best[who], self.distance[who], self.found[who] = z, distance, True
         # Inside a fixed radius one success is enough; a search for the closest ends only at distance 0.
-        self.done[who] |= distance[better] == 0 if self.threat.eps == math.inf else True
+        self.done[who] |= distance == 0 if self.threat.eps == math.inf else True
+
+    def _confirmed(self, z: Tensor, who: Tensor) -> Tensor:
+        """Which successes stand: the exact model says so, in more than half of the votes; (M,) bool.
+
+        A row whose fast success does not stand goes on with the exact model.
+        """
+        self.once[who[self.exact[who]]] = True
+        if not len(z) or (self.votes == 1 and bool(self.exact[who].all())):
+            return torch.ones_like(who, dtype=torch.bool)
+        met = torch.stack([self.verify(z, who)[1] for _ in range(self.votes)])
+        stands = 2 * met.sum(0) > self.votes
+        self.once[who[met.any(0)]] = True
+        self.exact[who[~stands]] = True
+        return stands
+
+    def verify(self, z: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of the model itself for candidates of rows ``who``, (M, K), and which meet the goal, (M,). A check."""
+        with torch.no_grad():
+            outputs = self._see(z, who, exact=True)
+        self.checks.index_add_(0, who, torch.ones_like(who))
+        return outputs, self.goal.met(outputs, self._y[who])
+
+
+def _input_gradient(value: Tensor, z: Tensor, keep: bool) -> Tensor:
+    """The gradient of a number in the input; zero where no candidate was sent."""
+    if not len(z):
+        return torch.zeros_like(z)
+    (g,) = torch.autograd.grad(value, z, retain_graph=keep)
+    return g
+
+
+def _part(values: Tensor | None, sent: Tensor | None) -> Tensor | None:
+    """What belongs to the candidates that are sent."""
+    return values if values is None or sent is None else values[sent]
 
 
 def _scatter(answers: Tensor, sent: Tensor | None, n: int, missing: float) -> Tensor:

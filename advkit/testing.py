@@ -135,7 +135,7 @@ def _independent_of_batch(task: Problem) -> None:
     for part in (slice(0, 1), slice(1, 4)):
         x, y, rng = task.x[part], task.y[part], Streams(streams.keys[part])
         alone = run(task.attack, task.model, x, y, task.threat, rng=rng)
-        whole_part = AttackResult(**{name: value[part] for name, value in vars(whole).items()})
+        whole_part = AttackResult(**{name: value[part] for name, value in vars(whole).items() if value is not None})
         assert _close(alone, whole_part, slice(None)), "a row's result should not depend on the rest of its batch"
         a, b = _last(task, Streams(streams.keys))[part], _last(task, Streams(streams.keys[part]), part)
         assert torch.allclose(a, b, atol=1e-5), "a row's last iterate should not depend on the rest of its batch"

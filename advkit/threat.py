@@ -40,6 +40,42 @@ class ThreatModel(Protocol):
         """A random allowed input for each row, with shape (N, *)."""
 
 
+class Change(Protocol):
+    """A threat model whose adversary turns, bends or colours an input: (x, theta) to an input, theta in a ball around zero.
+
+    Attacks search theta as they would search an input: with gradients through ``apply``, with scores or with labels. What is
+    allowed is decided on theta, exactly. Frozen data.
+    """
+
+    @property
+    def eps(self) -> float:
+        """The radius of the ball."""
+
+    @property
+    def low(self) -> float:
+        """The least value of the data."""
+
+    @property
+    def high(self) -> float:
+        """The greatest."""
+
+    @property
+    def ball(self) -> Lp:
+        """Which parameters are allowed, as the ball and range around zero."""
+
+    def zero(self, x: Tensor) -> Tensor:
+        """The parameters that change nothing, zeros of shape (N, *)."""
+
+    def apply(self, x: Tensor, theta: Tensor) -> Tensor:
+        """``x`` changed by ``theta``, in the range, with the shape of x; differentiable in theta where it can be."""
+
+    def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which rows are finite and in the range, with shape (N,); theta's ball says the rest."""
+
+    def snap(self, x_adv: Tensor, x: Tensor, levels: int, outward: bool = False) -> Tensor:
+        """``x_adv`` on the grid of ``levels`` equal steps from low to high, with shape (N, *)."""
+
+
 @dataclass(frozen=True)
 class Lp:
     r"""All inputs z in [low, high] with ||z - x||_p <= eps.
