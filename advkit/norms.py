@@ -44,7 +44,7 @@ def per_row(value: float | Tensor, d: Tensor) -> float | Tensor:
 
 def lp_norm(d: Tensor, p: float) -> Tensor:
     """The l_p norm of each row, with shape (N,)."""
-    flat = d.reshape(len(d), -1)
+    flat = d.flatten(1)
     if p == 0:
         return (flat != 0).sum(1).to(d.dtype)
     if p == math.inf:
@@ -86,7 +86,7 @@ def _radii(d: Tensor, eps: float | Tensor) -> Tensor:
 def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
     # In float64: theta is a difference of sums that can be much larger than the radius.
     radius = _radii(d, eps).double()
-    u = d.reshape(len(d), -1).abs().double()
+    u = d.flatten(1).abs().double()
     mu = u.sort(dim=1, descending=True).values
     excess = mu.cumsum(1) - radius
     k = torch.arange(1, u.shape[1] + 1, device=d.device, dtype=u.dtype)
@@ -97,7 +97,7 @@ def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def _project_l0(d: Tensor, eps: float | Tensor) -> Tensor:
-    flat = d.reshape(len(d), -1)
+    flat = d.flatten(1)
     rank = torch.empty_like(flat, dtype=torch.int64)
     order = flat.abs().argsort(dim=1, descending=True, stable=True)
     rank.scatter_(1, order, torch.arange(flat.shape[1], device=d.device).expand_as(order))
@@ -121,7 +121,7 @@ def steepest(g: Tensor, p: float, k: int = 1) -> Tensor:
     if p == math.inf:
         return g.sign()
     if p == 1:
-        flat = g.reshape(len(g), -1)
+        flat = g.flatten(1)
         # argmax and topk may break ties differently from one device or batch to another; a stable sort does not.
         i = flat.abs().argsort(dim=1, descending=True, stable=True)[:, :k] if k > 1 else flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, i, flat.gather(1, i).sign() / i.shape[1]).view_as(g)

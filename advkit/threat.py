@@ -129,7 +129,7 @@ class Lp:
 
     def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Which rows are finite, in the range and in the ball, up to the rounding of x + d to the data's type; shape (N,)."""
-        flat = x_adv.reshape(len(x_adv), -1)
+        flat = x_adv.flatten(1)
         inside = ((flat >= self.low) & (flat <= self.high) & flat.isfinite()).all(1)
         d = x_adv.double() - x.double()
         return inside & (norms.lp_norm(d, self.p) <= self.eps + self._slack(x, d))
