@@ -12,6 +12,8 @@ from advkit.version import __version__ as __version__
 if TYPE_CHECKING:
     from advkit.benchmarks.evaluate import evaluate as evaluate
     from advkit.benchmarks.result import Evaluation as Evaluation
+    from advkit.benchmarks.transfer import TransferMatrix as TransferMatrix
+    from advkit.benchmarks.transfer import transfer_matrix as transfer_matrix
     from advkit.combine import Restarts as Restarts
     from advkit.combine import Worst as Worst
     from advkit.engine import Attack as Attack
@@ -25,17 +27,26 @@ if TYPE_CHECKING:
     from advkit.oracle import Access as Access
     from advkit.oracle import Goal as Goal
     from advkit.oracle import Oracle as Oracle
+    from advkit.surrogates import Ensemble as Ensemble
+    from advkit.surrogates import transfer as transfer
+    from advkit.threat import Colour as Colour
+    from advkit.threat import Flow as Flow
     from advkit.threat import Lp as Lp
+    from advkit.threat import Masked as Masked
+    from advkit.threat import Rotation as Rotation
+    from advkit.threat import Sticker as Sticker
 
 # Imported when they are first asked for: the command line answers at once, and can be stopped while torch is loading.
 _HOMES = {
     "benchmarks.evaluate": ("evaluate",),
     "benchmarks.result": ("Evaluation",),
+    "benchmarks.transfer": ("TransferMatrix", "transfer_matrix"),
     "combine": ("Restarts", "Worst"),
     "engine": ("Attack", "AttackResult", "frozen", "perturb", "run"),
     "errors": ("AccessError", "ModelError", "UsageError"),
     "oracle": ("Access", "Goal", "Oracle"),
-    "threat": ("Lp",),
+    "surrogates": ("Ensemble", "transfer"),
+    "threat": ("Colour", "Flow", "Lp", "Masked", "Rotation", "Sticker"),
 }
 _HOME = {name: f"advkit.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from advkit import transforms
 from advkit.engine import Attack
 from advkit.errors import UsageError
 from advkit.losses import Loss
@@ -14,6 +17,7 @@ from advkit.oracle import Access, Oracle, Through
 from advkit.spec import check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
+from advkit.transforms import Transform
 
 
 class Wrapper:
@@ -128,6 +132,122 @@ class Restarts(Wrapper):
             oracle.fooled(x_adv)
             x_adv = self.attack(oracle, x, threat, rng)
         return x_adv
+
+
+class _Mean(Lens):
+    """The oracle, with the mean of n answers in place of one, each through another view where there are views."""
+
+    def __init__(self, oracle: Oracle, n: int, seen: Transform | None, threat: Lp, rng: Streams) -> None:
+        super().__init__(oracle)
+        self.n, self.seen, self.within, self.rng = n, seen, threat, rng
+
+    def _views(self, through: Through | None) -> list[Through | None]:
+        """What the candidates go through for each of the n answers."""
+        if self.seen is None:
+            return [through] * self.n
+        # A word of every row for each view, whichever rows are sent, so that all streams stay in step.
+        return [self._view(self.seen, through, Streams(self.rng.words(()))) for _ in range(self.n)]
+
+    def _view(self, seen: Transform, through: Through | None, rng: Streams) -> Through:
+        low, width = self.within.low, self.within.width
+
+        def change(z: Tensor, who: Tensor) -> Tensor:
+            z = z if through is None else through(z, who)
+            return low + width * seen((z - low) / width, rng, who)
+
+        return change
+
+    def outputs(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
+        """The mean of the logits."""
+        return torch.stack([self.oracle.outputs(x_adv, rows, through=view) for view in self._views(through)]).mean(0)
+
+    def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Whether more than half of the answers for the candidates themselves meet the goal."""
+        return 2 * torch.stack([self.oracle.fooled(x_adv, rows) for _ in range(self.n)]).sum(0) > self.n
+
+    def loss(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> Tensor:
+        """The mean of the losses."""
+        views = self._views(through)
+        return torch.stack([self.oracle.loss(x_adv, loss, rows, towards=towards, through=view) for view in views]).mean(0)
+
+    def grad(
+        self,
+        x_adv: Tensor,
+        loss: Loss,
+        rows: Tensor | None = None,
+        *,
+        towards: Tensor | None = None,
+        through: Through | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of the losses, and of their gradients."""
+        views = self._views(through)
+        return _mean(self.oracle.grad(x_adv, loss, rows, towards=towards, through=view) for view in views)
+
+    def jacobian(self, x_adv: Tensor, towards: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean of what is to be gained, and of its gradients.
+
+        Raises:
+            UsageError: There are views, and a jacobian is not taken through any.
+        """
+        if self.seen is not None:
+            raise UsageError("expect: the attack takes a jacobian, which has no view; leave view out, or wrap another, as pgd")
+        return _mean(self.oracle.jacobian(x_adv, towards, rows) for _ in range(self.n))
+
+
+def _mean(answers: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The mean of values and of gradients."""
+    values, g = zip(*answers, strict=True)
+    return torch.stack(values).mean(0), torch.stack(g).mean(0)
+
+
+@dataclass(frozen=True)
+class Expect(Wrapper):
+    """The attack on the mean of n answers: of losses, of gradients and of logits.
+
+    Athalye, Engstrom, Ilyas and Kwok, 2018, "Synthesizing robust adversarial examples", https://arxiv.org/abs/1707.07397
+    (expectation over transformations). Without a view this is for models that are random themselves; of label-only answers,
+    more than half decide. With one, the model is shown another random view of the candidates for each answer. Success is
+    still that the model is fooled by the candidate itself, of which the last iterate is shown to it.
+
+    Arguments:
+        attack: The attack.
+        n: How many answers are taken in place of one.
+        view: The random transforms of the images, by the names of ``advkit.transforms``: ``rotate(30)+jpeg(70)``.
+
+    Raises:
+        UsageError: n is less than 1, the view cannot be read, or the attack takes labels only and there is a view.
+    """
+
+    attack: Attack
+    n: int = 10
+    view: str = ""
+    paper = "Athalye et al. 2018"
+
+    def __post_init__(self) -> None:
+        check_whole("expect: n", self.n, 1)
+        if self.view:
+            transforms.view(self.view)
+            if self.access == Access.LABELS:
+                what = type(self.attack).__name__
+                raise UsageError(f"expect: a view changes scores and gradients, and {what} takes labels; leave view out")
+
+    @property
+    def cost(self) -> int:
+        """N times the attack's."""
+        return self.n * self.attack.cost
+
+    def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
+        """The attack's last iterate."""
+        seen = transforms.view(self.view) if self.view else None
+        return self.attack(_Mean(oracle, self.n, seen, threat, rng), x, threat, rng)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def run(
         access: The most that the attack may ask for.
         budget: The most forward passes that the attack may make for each row.
         rng: Where random draws come from; by default, a generator with seed 0.
-        fast: A cheaper stand-in for the model, as ``advkit.fast`` makes; every success is confirmed by the model itself.
+        fast: A cheaper stand-in for the model, as ``advkit.fast.fast`` makes; every success is confirmed by the model itself.
         votes: For a model whose answers change from call to call: how often a success is tried again. It counts if more than
             half of the answers meet the goal.
 
@@ -241,7 +241,7 @@ def _verified(oracle: Oracle, model: Model, x: Tensor, clean: Tensor) -> AttackR
     """Decide success, once: forward passes of their own over what was found, and the threat model's word."""
     outputs, success = clean.clone(), oracle.found.clone()
     share = success.to(x.dtype)
-    rows = (oracle.found & (oracle.distance > 0)).nonzero().squeeze(1)
+    rows = (oracle.found & ((oracle.distance > 0) | (oracle.votes > 1))).nonzero().squeeze(1)
     if len(rows):
         votes = [oracle.verify(oracle.best[rows], rows) for _ in range(oracle.votes)]
         share[rows] = torch.stack([met for _, met in votes]).to(x.dtype).mean(0)

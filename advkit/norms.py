@@ -96,6 +96,39 @@ def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
     return d.sign() * (u - theta).clamp(min=0.0).view_as(d).to(d.dtype)
 
 
+def project_l1_box(d: Tensor, eps: float | Tensor, room: Tensor) -> Tensor:
+    r"""The closest point of the l_1 ball with |z_i| <= room_i as well: sign(d) * min(max(|d| - theta, 0), room), for each row.
+
+    ``room`` has the shape of d and is how far each entry may go in the direction of d. Sum_i min(max(|d_i| - theta, 0), room_i)
+    falls in theta, linearly between the points |d_i| - room_i and |d_i|; theta is where it is eps (Croce and Hein, 2021,
+    https://arxiv.org/abs/2103.01208).
+
+    >>> project_l1_box(torch.tensor([[3.0, -4.0]]), 3.0, torch.tensor([[5.0, 0.5]]))
+    tensor([[ 2.5000, -0.5000]])
+    """
+    size = d.abs()
+    z = torch.minimum(size, room)
+    over = (z.flatten(1).double().sum(1) > _radii(d, eps).squeeze(1)).nonzero().squeeze(1)
+    if len(over):
+        u, most = size[over].flatten(1).double(), room[over].flatten(1).double()
+        theta = _threshold(u, most, _radii(d, eps)[over].double())
+        z[over] = torch.minimum((u - theta).clamp(min=0.0), most).to(d.dtype).view_as(z[over])
+    return d.sign() * z
+
+
+def _threshold(u: Tensor, most: Tensor, radius: Tensor) -> Tensor:
+    """The theta at which min(max(u - theta, 0), most) sums to the radius, with shape (N, 1), where theta = 0 exceeds it."""
+    begin = (u - most).clamp(min=0.0)
+    points, order = torch.cat([begin, u], 1).sort(1)
+    # From where an entry begins to shrink to where it is gone, the sum falls by one a unit of theta.
+    slope = torch.where(order < u.shape[1], -1.0, 1.0).double().cumsum(1)
+    first = torch.minimum(u, most).sum(1, keepdim=True)
+    falls = slope[:, :-1] * points.diff(dim=1)
+    sums = torch.cat([first, first + falls.cumsum(1)], 1)
+    i = (sums > radius).sum(1, keepdim=True).clamp(1, points.shape[1]) - 1
+    return points.gather(1, i) + (sums.gather(1, i) - radius) / (-slope.gather(1, i)).clamp(min=1.0)
+
+
 def _project_l0(d: Tensor, eps: float | Tensor) -> Tensor:
     flat = d.flatten(1)
     rank = torch.empty_like(flat, dtype=torch.int64)

@@ -130,8 +130,9 @@ class Oracle:
 
         fast: A cheaper stand-in that gives nearly the same outputs and gradients; the model itself confirms each success, and
             a row whose success it does not confirm goes on with the model itself.
-        votes: How often a success is tried again, where the model's answers change from call to call; it stands if more than
-            half of the answers are fooled.
+        votes: How often a success is tried again, where the model's answers change from call to call. Inside a fixed radius it
+            stands if more than half of the answers are fooled, and the row goes on until all are, and all of twice as many
+            more; of several, that with the most votes is kept. In a search for the closest it stands only then.
         render: Candidates and their row numbers to the model's inputs, where candidates are not inputs but what changes them.
 
     Attributes:
@@ -182,6 +183,9 @@ class Oracle:
         self.exact = torch.full_like(self.found, fast is None)
         self.distance = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
         self.best = x.clone() if track else x
+        # Successes are compared by distance; inside a fixed radius by votes first, and of as many votes the later one is kept.
+        self._rank = self.distance.clone()
+        self._vote = 2 * threat.eps + 1 if votes > 1 and threat.eps < math.inf else 0.0
 
     @property
     def live(self) -> Tensor:
@@ -273,7 +277,10 @@ class Oracle:
             columns = values.unsqueeze(1) if values.ndim == 1 else values
             parts = [_input_gradient(column.sum(), z, c + 1 < columns.shape[1]) for c, column in enumerate(columns.unbind(1))]
             g = torch.stack(parts, 1)
-        self._record(z.detach(), outputs.detach(), who, columns.shape[1], through)
+        said = outputs.detach()
+        known = self._record(z.detach(), said, who, columns.shape[1], through)
+        if known is not said:
+            values = self._value(loss, known, who, _part(towards, sent))
         values = _scatter(values.detach().to(x_adv.dtype), sent, len(x_adv), -math.inf)
         return values, _scatter(g.nan_to_num_(0.0, 0.0, 0.0), sent, len(x_adv), 0.0)
 
@@ -337,49 +344,63 @@ class Oracle:
         z = x_adv if sent is None else x_adv[sent]
         with torch.no_grad():
             outputs = self._see(z, who, through)
-        self._record(z, outputs, who, 0, through)
-        return outputs, sent, who
+        return self._record(z, outputs, who, 0, through), sent, who
 
-    def _record(self, z: Tensor, outputs: Tensor, who: Tensor, backwards: int, through: Through | None) -> None:
+    def _record(self, z: Tensor, outputs: Tensor, who: Tensor, backwards: int, through: Through | None) -> Tensor:
+        """The outputs, as :meth:`_keep` leaves them."""
         if not self.track:
-            return
+            return outputs
         one = torch.ones_like(who)
         self.forwards.index_add_(0, who, one)
         if backwards:
             self.backwards.index_add_(0, who, backwards * one)
-        if through is None:
-            self._keep(z, outputs, who)
+        return outputs if through is not None else self._keep(z, outputs, who)
 
-    def _keep(self, z: Tensor, outputs: Tensor, who: Tensor) -> None:
-        """Note the successes among candidates ``z`` of rows ``who`` that are allowed and closer than what was known."""
-        hit = self.goal.met(outputs, self._y[who])
-        if not bool(hit.any()):
-            return
+    def _keep(self, z: Tensor, outputs: Tensor, who: Tensor) -> Tensor:
+        """Note the successes among candidates ``z`` of rows ``who`` that are allowed and closer than what was known.
+
+        The outputs come back; where the model denies what a stand-in called a success, with the model's own in their place, so
+        that no attack builds on it.
+        """
+        hit = self.goal.met(outputs, self._y[who]).nonzero().squeeze(1)
+        if not len(hit):
+            return outputs
         z, who = z[hit], who[hit]
         distance = self.threat.distance(z, self.x[who])
-        better = self.threat.allows(z, self.x[who]) & (distance < self.distance[who])
-        better &= better.clone().masked_scatter(better, self._confirmed(z[better], who[better]))
-        z, who, distance = z[better], who[better], distance[better]
-        closest = self.distance.scatter_reduce(0, who, distance, "amin")
-        first = distance == closest[who]
-        z, who, distance = z[first], who[first], distance[first]
+        better = self.threat.allows(z, self.x[who]) & (distance - self._vote * (self.votes + 1) < self._rank[who])
+        hit, z, who, distance = hit[better], z[better], who[better], distance[better]
+        guessed = ~self.exact[who]
+        votes, said = self._confirmed(z, who)
+        if said is not None and bool((denied := guessed & (votes == 0)).any()):
+            outputs = outputs.index_put((hit[denied],), said[denied].to(outputs.dtype))
+        rank = torch.where(votes > 0, distance - self._vote * votes, math.inf)
+        first = (votes > 0) & (rank == self._rank.scatter_reduce(0, who, rank, "amin")[who])
+        z, who, distance, votes = z[first], who[first], distance[first], votes[first]
         self.best[who], self.distance[who], self.found[who] = z, distance, True
+        self._rank[who] = self._vote * (0.5 - votes) if self._vote else distance
         # Inside a fixed radius one success is enough; a search for the closest ends only at distance 0.
-        self.done[who] |= distance == 0 if self.threat.eps == math.inf else True
+        self.done[who] |= distance == 0 if self.threat.eps == math.inf else votes > self.votes
+        return outputs
 
-    def _confirmed(self, z: Tensor, who: Tensor) -> Tensor:
-        """Which successes stand: the exact model says so, in more than half of the votes; (M,) bool.
+    def _confirmed(self, z: Tensor, who: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How many of the exact model's answers each success fools, (M,), 0 where it does not stand; and one of them.
 
+        One vote more where it is sure: a success that was picked among many tries may have been lucky in all of the votes.
         A row whose fast success does not stand goes on with the exact model.
         """
         self.once[who[self.exact[who]]] = True
         if not len(z) or (self.votes == 1 and bool(self.exact[who].all())):
-            return torch.ones_like(who, dtype=torch.bool)
-        met = torch.stack([self.verify(z, who)[1] for _ in range(self.votes)])
-        stands = 2 * met.sum(0) > self.votes
-        self.once[who[met.any(0)]] = True
+            return 2 * torch.ones_like(who), None
+        answers = [self.verify(z, who) for _ in range(self.votes)]
+        met = torch.stack([met for _, met in answers]).sum(0)
+        sure = met == self.votes
+        for _ in range(2 * self.votes if self.votes > 1 else 0):
+            left = sure.nonzero().squeeze(1)
+            sure[left] = self.verify(z[left], who[left])[1]
+        stands = sure if self.threat.eps == math.inf else 2 * met > self.votes
+        self.once[who[met > 0]] = True
         self.exact[who[~stands]] = True
-        return stands
+        return torch.where(stands, met + sure.long(), 0), answers[0][0]
 
     def verify(self, z: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of the model itself for candidates of rows ``who``, (M, K), and which meet the goal, (M,). A check."""

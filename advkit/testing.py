@@ -25,7 +25,7 @@ from advkit.engine import Attack, AttackResult, perturb, run
 from advkit.errors import AccessError, UsageError
 from advkit.oracle import Access, Goal
 from advkit.streams import Streams
-from advkit.threat import Lp
+from advkit.threat import Lp, Rotation
 
 RADII = {math.inf: 0.15, 2.0: 0.8, 1.0: 4.0, 0.0: 6.0}
 SHAPES = ((12,), (2, 10), (1, 6, 6), (2, 2, 4, 4))
@@ -273,6 +273,24 @@ def _radius(task: Problem) -> None:
     raise AssertionError("an attack that needs a radius should refuse eps = inf")
 
 
+def _change(task: Problem) -> None:
+    if task.threat.p != math.inf or task.x.dtype != torch.float64:
+        return
+    images, threat = problem(task.attack, math.inf, dtype=torch.float64), Rotation(40, 0.2)
+    try:
+        result = run(task.attack, images.model, images.x, images.y, threat)
+    except UsageError:
+        # One that needs inputs of another shape than the parameters have says so.
+        return
+    assert result.change is not None
+    zero = threat.zero(images.x)
+    assert bool(threat.ball.allows(result.change, zero).all()), "the parameters of a change should be inside their ball"
+    assert torch.equal(result.x_adv, threat.apply(images.x, result.change)), "a result should be what the parameters make of x"
+    with torch.no_grad():
+        fooled = images.model.eval()(result.x_adv).argmax(1) != images.y
+    assert torch.equal(fooled, result.success), "success should be what the model says of the changed input"
+
+
 CONTRACT: dict[str, Callable[[Problem], None]] = {
     "deterministic": _deterministic,
     "independent of batch": _independent_of_batch,
@@ -290,6 +308,7 @@ CONTRACT: dict[str, Callable[[Problem], None]] = {
     "picklable": _picklable,
     "spec": _spec,
     "radius": _radius,
+    "change": _change,
 }
 """The parts of the contract."""
 
@@ -314,8 +333,12 @@ def check_attack(attack: Attack, *, norms: tuple[float, ...] | None = None) -> N
 
 
 def _problems(attack: Attack, norms: tuple[float, ...]) -> Iterator[Problem]:
+    # An attack that searches everywhere says how many entries it can search.
+    most = getattr(attack, "dimensions", math.inf)
+    shapes = [shape for shape in SHAPES if math.prod(shape) <= most] or [(int(most),)]
+    usual = (1, 6, 6) if most >= 36 else shapes[0]
     for p in norms:
-        yield problem(attack, p)
-        yield problem(attack, p, dtype=torch.float64)
-    for shape in SHAPES:
+        yield problem(attack, p, usual)
+        yield problem(attack, p, usual, dtype=torch.float64)
+    for shape in shapes:
         yield problem(attack, norms[0], shape)

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advkit import spec
 from advkit.benchmarks.folder import Batch, Row
-from advkit.benchmarks.plan import Plan
+from advkit.benchmarks.plan import Plan, threat_name
 from advkit.engine import AttackResult, run
 from advkit.errors import UsageError
 from advkit.oracle import Goal, answer
 from advkit.streams import Streams
-from advkit.threat import THREATS, Lp
+from advkit.threat import Change, Lp
 from advkit.version import __version__
 
 GRID = "rounding to the grid"
@@ -35,12 +34,11 @@ def attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], N
     x, y = x.to(plan.device, plan.dtype), y.to(plan.device)
     index = plan.data.index[first:last]
     model = plan.model.module
-    with torch.no_grad():
-        clean = answer(model, x)
-    correct = clean.argmax(1) == y
+    clean, wrong = _answers(plan, x, y, Goal())
+    correct = ~wrong
     goal = Goal(targeted=plan.target is not None)
     wanted = _targets(plan, y, clean, index) if goal.targeted else y
-    worst = _Worst(x, clean, index)
+    worst = _Worst(x, clean, index, plan)
     times: list[Row] = []
     for k, (name, attack) in enumerate(plan.attacks):
         left = correct & ~worst.success if plan.threat.eps < math.inf and not plan.alone else correct
@@ -58,6 +56,8 @@ def attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], N
                 access=plan.access,
                 budget=plan.budget,
                 rng=rng,
+                fast=plan.fast,
+                votes=plan.votes,
             )
             worst.add(name, rows, found)
         times.append({"start": first, "attack": name, "examples": len(rows), "seconds": time.perf_counter() - began})
@@ -68,6 +68,17 @@ def attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], N
         again = int((worst.grid_forwards > 0).sum())
         times.append({"start": first, "attack": GRID, "examples": again, "seconds": time.perf_counter() - began})
     return Batch(_rows(plan, index, y, wanted, clean, correct, worst, grid), times, _tensors(plan, x, worst, grid))
+
+
+def _answers(plan: Plan, x: Tensor, y: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+    """The outputs for ``x``, (N, K), and which meet the goal, (N,): in most of as many answers as the plan has votes."""
+    with torch.no_grad():
+        answers = [answer(plan.model.module, x) for _ in range(plan.votes)]
+    met = torch.stack([goal.met(outputs, y) for outputs in answers])
+    most = 2 * met.sum(0) > plan.votes
+    # The first answer that says what most of them say.
+    first = (met == most).int().argmax(0)
+    return torch.stack(answers)[first, torch.arange(len(x), device=x.device)], most
 
 
 def _targets(plan: Plan, y: Tensor, clean: Tensor, index: Tensor) -> Tensor:
@@ -88,15 +99,17 @@ def _targets(plan: Plan, y: Tensor, clean: Tensor, index: Tensor) -> Tensor:
 class _Worst:
     """The closest success of each row over several attacks, and what each attack did."""
 
-    def __init__(self, x: Tensor, clean: Tensor, index: Tensor) -> None:
+    def __init__(self, x: Tensor, clean: Tensor, index: Tensor, plan: Plan) -> None:
         self.index = index
         self.x_adv, self.outputs = x.clone(), clean.clone()
+        self.change = None if isinstance(plan.threat, Lp) else plan.threat.zero(x)
         self.success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.once, self.share = self.success.clone(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
         self.distance = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
         self.attack: list[str | None] = [None] * len(x)
         self.each: list[list[Row]] = [[] for _ in range(len(x))]
-        # The clean pass that decides which rows are attacked.
-        self.checks = torch.ones(len(x), dtype=torch.int64, device=x.device)
+        # The clean passes that decide which rows are attacked.
+        self.checks = torch.full((len(x),), plan.votes, dtype=torch.int64, device=x.device)
         self.grid_forwards, self.grid_backwards = torch.zeros_like(self.checks), torch.zeros_like(self.checks)
 
     def add(self, name: str, rows: Tensor, result: AttackResult) -> None:
@@ -105,6 +118,10 @@ class _Worst:
         who = rows[closer]
         self.x_adv[who], self.outputs[who] = result.x_adv[closer], result.outputs[closer]
         self.distance[who], self.success[who] = result.distance[closer], True
+        self.share[who] = result.share[closer]
+        if self.change is not None and result.change is not None:
+            self.change[who] = result.change[closer]
+        self.once[rows] |= result.once
         self.checks[rows] += result.checks
         for i in who.tolist():
             self.attack[i] = name
@@ -117,15 +134,15 @@ class _Worst:
 class _OnGrid(nn.Module):
     """The model behind a rounding of its input to the grid, through which gradients pass as if it were not there."""
 
-    def __init__(self, model: Callable[[Tensor], Any], threat: Lp, levels: int) -> None:
+    def __init__(self, model: Callable[[Tensor], Any], threat: Lp | Change, levels: int) -> None:
         super().__init__()
         self.model, self.threat, self.levels = model, threat, levels
 
     def forward(self, x: Tensor) -> Any:
         """What the model says of the rounded input."""
-        threat = self.threat
+        low, width = self.threat.low, self.threat.high - self.threat.low
         with torch.no_grad():
-            rounded = threat.low + ((x - threat.low) * (self.levels / threat.width)).round() * threat.width / self.levels
+            rounded = low + ((x - low) * (self.levels / width)).round() * width / self.levels
         return self.model(x + (rounded - x).detach() if x.requires_grad else rounded)
 
 
@@ -155,24 +172,35 @@ class _Grid:
             if not len(rows):
                 return
             tried = threat.snap(x_adv[rows], self.x[rows], self.levels, outward)
-            with torch.no_grad():
-                outputs = answer(self.plan.model.module, tried)
-            met = self.goal.met(outputs, self.wanted[rows]) & threat.allows(tried, self.x[rows])
+            outputs, met = _answers(self.plan, tried, self.wanted[rows], self.goal)
+            met &= threat.allows(tried, self.x[rows])
             self.z[rows[met]], self.works[rows[met]] = tried[met], True
             self.says[rows[met]] = outputs[met].argmax(1)
-            self.worst.checks[rows] += 1
+            self.worst.checks[rows] += self.plan.votes
 
     def _attack_again(self) -> None:
         """Run the attacks once more on what did not survive, with the rounding in front of the model."""
         plan, worst = self.plan, self.worst
         model = _OnGrid(plan.model.module, plan.threat, self.levels)
+        quick = None if plan.fast is None else _OnGrid(plan.fast, plan.threat, self.levels)
         for name, attack in plan.attacks:
             rows = (worst.success & ~self.works).nonzero().squeeze(1)
             if not len(rows):
                 return
             x, wanted = self.x[rows], self.wanted[rows]
             rng = Streams.seeded(plan.seed, worst.index[rows.cpu()].tolist(), f"{name} on the grid", plan.device)
-            found = run(attack, model, x, wanted, self._inner(), goal=self.goal, access=plan.access, rng=rng)
+            found = run(
+                attack,
+                model,
+                x,
+                wanted,
+                self._inner(),
+                goal=self.goal,
+                access=plan.access,
+                rng=rng,
+                fast=quick,
+                votes=plan.votes,
+            )
             worst.grid_forwards[rows] += found.forwards
             worst.grid_backwards[rows] += found.backwards
             worst.checks[rows] += found.checks
@@ -180,11 +208,11 @@ class _Grid:
             x_adv[rows], success[rows] = found.x_adv, found.success
             self._try(x_adv, success)
 
-    def _inner(self) -> Lp:
-        """The threat model, an l_inf radius cut to whole steps of the grid, so that rounding cannot leave the ball."""
+    def _inner(self) -> Lp | Change:
+        """The threat model; the radius of an l_inf ball is cut to whole steps of the grid, so that rounding cannot leave it."""
         threat = self.plan.threat
-        step = threat.width / self.levels
-        if threat.p != math.inf or not step <= threat.eps < math.inf:
+        step = (threat.high - threat.low) / self.levels
+        if not isinstance(threat, Lp) or threat.p != math.inf or not step <= threat.eps < math.inf:
             return threat
         return replace(threat, eps=math.floor(threat.eps / step + 1e-6) * step)
 
@@ -192,8 +220,10 @@ class _Grid:
 def _tensors(plan: Plan, x: Tensor, worst: _Worst, grid: _Grid | None) -> dict[str, Tensor]:
     tensors = {"x": x.cpu(), "x_adv": worst.x_adv.cpu()}
     if grid is not None:
-        whole = (grid.z - plan.threat.low) * (grid.levels / plan.threat.width)
+        whole = (grid.z - plan.threat.low) * (grid.levels / (plan.threat.high - plan.threat.low))
         tensors["x_8bit"] = whole.round().to(torch.uint8).cpu()
+    if worst.change is not None:
+        tensors["change"] = worst.change.cpu()
     return tensors
 
 
@@ -209,17 +239,17 @@ def _rows(
 ) -> list[Row]:
     constant = {
         "seed": plan.seed,
-        "threat": spec.show(plan.threat, THREATS),
+        "threat": threat_name(plan.threat),
         "model": plan.model.digest[:16],
         "data": plan.data_digest[:16],
         "advkit": __version__,
         "torch": torch.__version__,
     }
     predictions, passes = (clean.argmax(1), worst.outputs.argmax(1)), (worst.checks, worst.grid_forwards, worst.grid_backwards)
-    columns = (index, y, wanted, correct, worst.success, worst.distance, *predictions, *passes)
+    columns = (index, y, wanted, correct, worst.success, worst.once, worst.share, worst.distance, *predictions, *passes)
     rows = []
     for i, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        number, label, target, right, success, distance, prediction, adversarial, *counts = values
+        number, label, target, right, success, once, share, distance, prediction, adversarial, *counts = values
         checks, grid_forwards, grid_backwards = counts
         each = worst.each[i]
         rows.append(
@@ -230,6 +260,8 @@ def _rows(
                 "clean": prediction,
                 "correct": right,
                 "success": success,
+                "once": once,
+                "share": share if success else None,
                 "success_8bit": bool(grid.works[i]) if grid is not None else None,
                 "adversarial": adversarial if success else None,
                 "adversarial_8bit": int(grid.says[i]) if grid is not None and grid.works[i] else None,

@@ -21,7 +21,7 @@ from advkit.data import Data
 from advkit.engine import Attack, frozen
 from advkit.errors import UsageError
 from advkit.oracle import Access
-from advkit.threat import Lp
+from advkit.threat import Change, Lp
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def evaluate(
     model: Any,
     data: Any,
     *,
-    threat: str | Lp,
+    threat: str | Lp | Change,
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     goal: str | int = "untargeted",
     access: str | Access | None = None,
@@ -61,6 +61,9 @@ def evaluate(
     seed: int = 0,
     quantize: bool | None = None,
     alone: bool = False,
+    votes: int = 1,
+    fast: bool = False,
+    compile: bool = False,
     out: str | Path | None = None,
     report: Callable[[Status], None] | None = None,
 ) -> Evaluation:
@@ -69,8 +72,8 @@ def evaluate(
     Arguments:
         model: A module, any callable from inputs (N, *) to logits (N, K), what ``advkit.models.load`` returns, or its spec.
         data: A pair (x, y) of tensors or arrays, an ``advkit.data.Data``, or its spec (``mnist-5k``).
-        threat: What the adversary may change: ``linf(8/255)``, or ``linf`` to search for the closest example; the range of
-            the data is the data's own unless the spec gives low and high.
+        threat: What the adversary may change: ``linf(8/255)``, ``linf`` to search for the closest example, ``rotation(30)``;
+            the range of the data is the data's own unless the spec gives low and high.
         attacks: One or more attacks or specs; by default, several that serve the threat model and the access.
         goal: ``untargeted``, a class (examples of that class are left out), ``next``, ``random`` (another class) or
             ``least-likely`` (by the model's logits for the clean input).
@@ -84,6 +87,10 @@ def evaluate(
         quantize: Whether to round successes to the data's own grid inside the ball and test them again; by default, where
             the data came as 8-bit integers.
         alone: Whether every attack is run on every example, not only on those that are left.
+        votes: For a model whose answers change from call to call: of how many answers more than half must be right for a clean
+            input, and fooled for a success.
+        fast: Whether a copy of the model in bfloat16 answers the attacks; the model itself confirms every success.
+        compile: Whether ``torch.compile`` translates that copy.
         out: A folder to keep rows and examples in, batch by batch; the same call goes on where it stopped.
         report: Called after each attack on a batch.
 
@@ -112,6 +119,9 @@ def evaluate(
         seed=seed,
         quantize=quantize,
         alone=alone,
+        votes=votes,
+        fast=fast,
+        compile=compile,
     )
     return execute(planned, Path(out) if out is not None else None, report)
 

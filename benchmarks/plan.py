@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
@@ -14,29 +13,28 @@ from torch import nn
 from advkit import models as models_by_name
 from advkit import spec
 from advkit.attacks import ATTACKS
+from advkit.benchmarks.suites import SUITES
 from advkit.data import Data
 from advkit.data.dataset import check_seed
 from advkit.engine import Attack, check_serves
 from advkit.errors import AccessError, UsageError
+from advkit.fast import Fast
+from advkit.fast import fast as make_fast
 from advkit.models import Model
 from advkit.oracle import Access
-from advkit.threat import THREATS, Lp
+from advkit.threat import BALLS, CHANGES, THREATS, Change, Lp
 from advkit.version import __version__
 
 ENTRIES_A_BATCH = 200_704
 """How many numbers a batch holds by default: 256 digits of 28 x 28."""
 
-FIXED = {
-    Access.GRADIENTS: ("fgsm", "pgd(steps=40)", 'restarts(pgd(steps=40, loss="margin"), n=5)', "square(queries=500)"),
-    Access.SCORES: ("uniform", "square"),
-    Access.LABELS: ("uniform", "gaussian", "salt-and-pepper"),
-}
-"""The attacks inside a fixed radius where none is named, by what the adversary sees."""
-
-CLOSEST = ("fmn", "fmn(steps=200, alpha=3)")
-"""The attacks in a search for the closest example where none is named."""
-
 TARGETS = ("next", "random", "least-likely")
+
+ONE_ANSWER = (
+    "one answer decides what counts as fooled; let several decide (--votes 5, votes=5), and attack their mean (expect(...))"
+)
+
+STAND_IN = "a stand-in in bfloat16 answers the attacks; the model itself confirms every success"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Plan:
     model: Model
     data: Data
     attacks: tuple[tuple[str, Attack], ...]
-    threat: Lp
+    threat: Lp | Change
     target: str | None
     access: Access
     budget: int | None
@@ -56,6 +54,8 @@ class Plan:
     seed: int
     quantize: bool
     alone: bool
+    votes: int
+    fast: Fast | None
     notes: tuple[str, ...]
     data_digest: str
 
@@ -68,7 +68,7 @@ class Plan:
             "model": {"name": self.model.name, "digest": self.model.digest},
             "data": {"name": self.data.name, "digest": self.data_digest, "examples": len(self.data), **kind},
             "attacks": [name for name, _ in self.attacks],
-            "threat": spec.show(self.threat, THREATS),
+            "threat": threat_name(self.threat),
             "goal": self.target or "untargeted",
             "access": self.access.name.lower(),
             "budget": self.budget,
@@ -76,6 +76,9 @@ class Plan:
             "batch_size": self.batch_size,
             "quantize": self.quantize,
             "alone": self.alone,
+            "votes": self.votes,
+            "fast": self.fast is not None,
+            "compile": self.fast is not None and self.fast.compiled,
         }
 
 
@@ -83,7 +86,7 @@ def plan(
     model: Model,
     data: Data,
     *,
-    threat: str | Lp,
+    threat: str | Lp | Change,
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     goal: str | int = "untargeted",
     access: str | Access | None = None,
@@ -93,6 +96,9 @@ def plan(
     seed: int = 0,
     quantize: bool | None = None,
     alone: bool = False,
+    votes: int = 1,
+    fast: bool = False,
+    compile: bool = False,
 ) -> Plan:
     """Everything that :func:`evaluate` would do, checked before the first attack; the arguments are evaluate's.
 
@@ -105,8 +111,9 @@ def plan(
         raise UsageError(f"{data.name} holds no examples; there should be at least one")
     threat = parse_threat(threat, data)
     seen = _access(access, model)
-    chosen = _attacks(attacks, threat, seen)
+    chosen = _attacks(attacks, threat, seen, data)
     target, data, notes = _target(goal, data)
+    spec.check_whole("votes", votes, 1)
     x, _ = data.batch(0, 8)
     dtype = _dtype(model)
     if all(attack.paper == "baseline" for _, attack in chosen):
@@ -117,6 +124,10 @@ def plan(
         *notes,
         *models_by_name.inspect(model, x.to(place, dtype), data.y.to(place), len(data.classes)),
     )
+    if models_by_name.RANDOM in notes and votes == 1:
+        notes = (*notes, ONE_ANSWER)
+    stand_in = _stand_in(model, fast, compile)
+    notes = notes if stand_in is None else (*notes, STAND_IN)
     on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
     if quantize and not on_grid:
         raise UsageError(
@@ -129,8 +140,30 @@ def plan(
         spec.check_whole("budget", budget, 1)
     rounded = on_grid if quantize is None else quantize
     return Plan(
-        model, data, chosen, threat, target, seen, budget, batch_size, place, dtype, seed, rounded, alone, notes, data.digest()
+        model,
+        data,
+        chosen,
+        threat,
+        target,
+        seen,
+        budget,
+        batch_size,
+        place,
+        dtype,
+        seed,
+        rounded,
+        alone,
+        votes,
+        stand_in,
+        notes,
+        data.digest(),
     )
+
+
+def _stand_in(model: Model, fast: bool, compile: bool) -> Fast | None:
+    if compile and not fast:
+        raise UsageError("compile is for the stand-in, and none is asked for; give fast as well, or leave compile out")
+    return make_fast(model.module, compile=compile) if fast else None
 
 
 def _dtype(model: Model) -> torch.dtype:
@@ -139,13 +172,29 @@ def _dtype(model: Model) -> torch.dtype:
     return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
 
 
-def parse_threat(threat: str | Lp, data: Data) -> Lp:
+def parse_threat(threat: str | Lp | Change, data: Data) -> Lp | Change:
     """The threat model of a spec, over the data's own range unless the spec gives one."""
-    if isinstance(threat, Lp):
-        return threat
-    if not isinstance(threat, str):
-        raise UsageError(f"the threat model is {threat!r}; it should be an Lp or a spec, as in linf(0.3)")
-    return spec.parse(threat, THREATS, "threat", defaults={"low": data.low, "high": data.high})
+    range_ = {"low": data.low, "high": data.high}
+    built = spec.parse(threat, THREATS, "threat", defaults=range_) if isinstance(threat, str) else threat
+    if isinstance(built, Lp):
+        return built
+    if isinstance(built, type) or not hasattr(built, "ball"):
+        raise UsageError(f"the threat model is {threat!r}; it should be an Lp, a change or a spec, as in linf(0.3)")
+    # Refuses examples that cannot be changed so.
+    built.zero(data.batch(0, 1)[0])
+    return built
+
+
+def parse_ball(threat: str | Lp, data: Data) -> Lp:
+    """As :func:`parse_threat`, where only an l_p ball will do.
+
+    Raises:
+        UsageError: It is a change.
+    """
+    ball = parse_threat(threat, data)
+    if not isinstance(ball, Lp):
+        raise UsageError(f"the threat model is {threat_name(ball)}; here it should be an l_p ball: {', '.join(BALLS)}")
+    return ball
 
 
 def _access(access: str | Access | None, model: Model) -> Access:
@@ -162,14 +211,12 @@ def _access(access: str | Access | None, model: Model) -> Access:
 
 
 def _attacks(
-    attacks: str | Attack | Sequence[str | Attack] | None, threat: Lp, access: Access
+    attacks: str | Attack | Sequence[str | Attack] | None, threat: Lp | Change, access: Access, data: Data
 ) -> tuple[tuple[str, Attack], ...]:
     """The attacks by name, cheap ones first; refused up front where they do not serve the threat model or the access."""
-    if attacks is None:
-        built = _default_attacks(threat, access)
-    else:
-        listed = [attacks] if isinstance(attacks, str) or not isinstance(attacks, Sequence) else list(attacks)
-        built = [spec.parse(attack, ATTACKS, "attack") if isinstance(attack, str) else attack for attack in listed]
+    given = "standard" if attacks is None else attacks
+    listed = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
+    built = [one for attack in listed for one in _built(attack, threat, access, data)]
     if not built:
         raise UsageError("there is no attack to run; name at least one")
     for attack in built:
@@ -186,20 +233,23 @@ def _attacks(
     return tuple(sorted(named, key=lambda pair: pair[1].cost))
 
 
+def _built(attack: str | Attack, threat: Lp | Change, access: Access, data: Data) -> tuple[Attack, ...]:
+    """The attacks of a suite's name, or the one that is given or named."""
+    if isinstance(attack, str) and attack in SUITES:
+        entries = None if isinstance(threat, Lp) else threat.zero(data.batch(0, 1)[0]).numel()
+        return SUITES[attack](threat, access, entries)
+    return (spec.parse(attack, ATTACKS, "attack") if isinstance(attack, str) else attack,)
+
+
 def _leaf_access(make: Any) -> int:
     """What a table's attack needs; a wrapper's depends on what it wraps, so it is not offered."""
     access = getattr(make, "access", None)
     return access if isinstance(access, Access) else len(Access)
 
 
-def _default_attacks(threat: Lp, access: Access) -> list[Attack]:
-    names = FIXED[access] if threat.eps < math.inf else CLOSEST
-    attacks: list[Attack] = [spec.parse(name, ATTACKS, "attack") for name in names]
-    able = [attack for attack in attacks if threat.p in attack.norms and attack.access <= access]
-    if not able:
-        name, sees = spec.show(threat, THREATS), access.name.lower()
-        raise UsageError(f"no default attack serves {name} with access to {sees}; name attacks, or give a radius")
-    return able
+def threat_name(threat: Lp | Change) -> str:
+    """The spec of a threat model, or its repr where it is not in the table."""
+    return spec.show(threat, THREATS) if type(threat) in (Lp, *CHANGES.values()) else repr(threat)
 
 
 def attack_name(attack: Attack) -> str:

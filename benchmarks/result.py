@@ -12,6 +12,7 @@ from torch import Tensor
 from advkit.benchmarks.folder import Batch, Folder, Row, load_tensors, read_json, read_records, read_times
 from advkit.benchmarks.statistics import Rate, rate
 from advkit.errors import UsageError
+from advkit.threat import BALLS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,13 @@ class Evaluation:
         return rate(sum(row["correct"] and not row["success"] for row in self.rows), len(self.rows))
 
     @property
+    def robust_accuracy_once(self) -> Rate | None:
+        """How many the model gets right and no attack fooled in even one answer; None where one answer decides."""
+        if self.run.get("votes", 1) == 1:
+            return None
+        return rate(sum(row["correct"] and not row["once"] for row in self.rows), len(self.rows))
+
+    @property
     def robust_accuracy_8bit(self) -> Rate | None:
         """The same, where only successes count that still work when they are saved as 8-bit files; None if not tried."""
         if not self.run["quantize"]:
@@ -85,7 +93,7 @@ class Evaluation:
     @property
     def minimum(self) -> bool:
         """Whether the run searched for the closest examples, without a radius."""
-        return "eps=" not in self.run["threat"]
+        return self.run["threat"].split("(")[0] in BALLS and "eps=" not in self.run["threat"]
 
     def distances(self) -> list[float]:
         """The distance of each example that the model gets right, inf where it was not broken; sorted."""
@@ -134,13 +142,14 @@ class Evaluation:
         """Everything but the rows, as it is written to ``summary.json``; ``docs/records.md`` says what each field is."""
         broken = [row for row in self.rows if row["success"]]
         queries = sorted(sum(part["forwards"] for part in row["attacks"]) for row in broken)
-        rounded = self.robust_accuracy_8bit
+        rounded, once = self.robust_accuracy_8bit, self.robust_accuracy_once
         return {
             "schema": SCHEMA,
             "run": self.run,
             "examples": len(self.rows),
             "clean_accuracy": _rate(self.clean_accuracy),
             "robust_accuracy": _rate(self.robust_accuracy),
+            "robust_accuracy_once": _rate(once) if once else None,
             "robust_accuracy_8bit": _rate(rounded) if rounded else None,
             "attack_success_rate": _rate(self.success_rate),
             "distance": _quantiles(self.distances()),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from advkit.attacks import PGD
 from advkit.engine import perturb
 from advkit.oracle import logits_of
-from advkit.threat import Lp
+from advkit.threat import Change, Lp
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PGDTraining:
         step: Its step, in the units of the data; PGD's own default where it is not given.
     """
 
-    threat: Lp
+    threat: Lp | Change
     steps: int = 7
     step: float | None = None
 

@@ -5,8 +5,47 @@ import math
 import pytest
 import torch
 
-from advkit import Lp, Restarts, Worst, run
-from advkit.attacks import ATTACKS, BIM, FGSM, FMN, PGD, Gaussian, SaltAndPepper, Square, Uniform
+from advkit import Lp, Restarts, Worst, perturb, run
+from advkit.attacks import (
+    APGD,
+    APGDL1,
+    ATTACKS,
+    BIM,
+    CW,
+    DDN,
+    DI,
+    EAD,
+    FAB,
+    FGSM,
+    FMN,
+    JSMA,
+    MIFGSM,
+    NES,
+    NIFGSM,
+    PDPGD,
+    PGD,
+    SI,
+    SPSA,
+    TI,
+    VMI,
+    Admix,
+    Boundary,
+    CWLinf,
+    DeepFool,
+    Expect,
+    Gaussian,
+    Grid,
+    HopSkipJump,
+    MultiTargeted,
+    RayS,
+    SaltAndPepper,
+    SigmaZero,
+    SimBA,
+    SparseRS,
+    Square,
+    SurFree,
+    Uniform,
+)
 from advkit.norms import dual, lp_norm, steepest
 from advkit.testing import check_attack
 
@@ -14,11 +53,40 @@ QUICK = {
     "fgsm": [FGSM(), FGSM(loss="margin")],
     "bim": [BIM(4)],
     "pgd": [PGD(4), PGD(4, loss="dlr", momentum=0.9, start=False)],
+    "apgd": [APGD(6), APGD(5, loss="dlr")],
+    "apgd-l1": [APGDL1(8)],
+    "multi-targeted": [MultiTargeted(APGD(3), 2, "dlr"), MultiTargeted(PGD(2), 3)],
+    "mi-fgsm": [MIFGSM(4)],
+    "ni-fgsm": [NIFGSM(4)],
+    "di": [DI(MIFGSM(3), least=0.7)],
+    "ti": [TI(DI(MIFGSM(3)))],
+    "si": [SI(NIFGSM(3), 2)],
+    "vmi": [VMI(PGD(3), 2)],
+    "admix": [Admix(MIFGSM(2), n=2, m=2)],
     "fmn": [FMN(6)],
-    "square": [Square(12)],
+    "deepfool": [DeepFool(3), DeepFool(2, 3, halvings=0)],
+    "ddn": [DDN(6)],
+    "fab": [FAB(3), FAB(2, targets=2)],
+    "cw": [CW(4, 2)],
+    "cw-linf": [CWLinf(6, 3)],
+    "ead": [EAD(4, 2)],
+    "pdpgd": [PDPGD(6)],
+    "square": [Square(6)],
+    "nes": [NES(6, pairs=2)],
+    "spsa": [SPSA(8, pairs=2)],
+    "simba": [SimBA(4), SimBA(4, "pixel")],
+    "jsma": [JSMA(4), JSMA(3, entries=2)],
+    "sigma-zero": [SigmaZero(6)],
+    "sparse-rs": [SparseRS(12)],
+    "boundary": [Boundary(16)],
+    "hopskipjump": [HopSkipJump(20, probes=3)],
+    "rays": [RayS(16)],
+    "surfree": [SurFree(20)],
     "uniform": [Uniform(4)],
+    "grid": [Grid(30)],
     "gaussian": [Gaussian(4)],
     "salt-and-pepper": [SaltAndPepper(4)],
+    "expect": [Expect(PGD(2), 2), Expect(FMN(3), 2)],
     "restarts": [Restarts(PGD(3), 2)],
     "worst": [Worst((FGSM(), Square(5)))],
 }
@@ -36,6 +104,7 @@ def test_contract(attack):
     check_attack(attack)
 
 
+BASIC = [FGSM(), BIM(), PGD(40), PGD(40, momentum=0.9), PGD(40, loss="margin")]
 FREE = {"low": -math.inf, "high": math.inf}
 
 
@@ -66,9 +135,11 @@ def test_fmn_finds_the_fewest_entries_of_a_linear_boundary(linear):
     assert float((result.distance / true).mean()) < 1.25
 
 
-@pytest.mark.parametrize("attack", [FGSM(), BIM(), PGD(40), PGD(40, momentum=0.9), PGD(40, loss="margin")], ids=repr)
+@pytest.mark.parametrize("attack", [*BASIC, APGD(40), APGD(40, "margin"), APGDL1(100)], ids=repr)
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 def test_a_linear_model_falls_exactly_when_the_radius_exceeds_the_distance(linear, attack, p):
+    if p not in attack.norms:
+        pytest.skip("another norm")
     model, w, x, y = linear(6)
     true = (x @ w).abs() / lp_norm(w.unsqueeze(0), dual(p))
     ordered = true.sort().values
@@ -123,3 +194,30 @@ def test_restarts_and_worst_count_every_attack(linear):
     assert int(several.success.sum()) >= int(single.success.sum())
     worst = run(Worst((Uniform(3), PGD(40))), model, x, y, threat)
     assert int(worst.success.sum()) >= int(single.success.sum())
+
+
+class Valleys(torch.nn.Module):
+    """Three logits: the first is the label's, and the gradient at the start points to the second, which is never reached."""
+
+    def forward(self, z):
+        first = torch.zeros(len(z))
+        bait = z[:, 0].clamp(max=0.05) - 0.1
+        return torch.stack([first, bait, 0.2 * z[:, 1] - 0.15], 1)
+
+
+def test_a_class_that_is_not_the_nearest_is_found_by_aiming_at_each():
+    x, y = torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64)
+    threat = Lp(math.inf, 1.0, low=-1.0)
+    climb = PGD(10, loss="margin", start=False)
+    assert not run(climb, Valleys(), x, y, threat).success.any()
+    assert not run(MultiTargeted(climb, 1), Valleys(), x, y, threat).success.any()
+    assert run(MultiTargeted(climb, 2), Valleys(), x, y, threat).success.all()
+
+
+def test_apgd_halves_its_step_until_it_arrives(linear):
+    """In l_2 the best point of the ball is known; the loss there should be reached up to a thousandth."""
+    model, w, x, y = linear(20)
+    eps = 0.9 * float((x @ w).abs().min() / w.norm())
+    x_adv = perturb(APGD(60, "margin"), model, x, y, Lp(2.0, eps, **FREE), rng=torch.Generator().manual_seed(0))
+    gained = (x_adv - x) @ w * torch.where(y == 0, 1.0, -1.0)
+    assert (gained > 0.999 * eps * w.norm()).all()

@@ -66,8 +66,8 @@ def test_the_closest_examples_give_a_curve(digits, tmp_path, capsys):
 
 
 def test_defaults_targets_and_access(digits, capsys):
-    assert main(attack(digits, None, "--access", "labels", name=None, limit="10")) == 0
-    assert "salt-and-pepper" in capsys.readouterr().out
+    assert main(attack(digits, None, "--access", "labels", "--budget", "30", name=None, limit="10")) == 0
+    assert "rays" in capsys.readouterr().out
     assert main(attack(digits, None, "--target", "3", "--budget", "2", limit="20")) == 0
     printed = capsys.readouterr().out
     assert "note: 2 examples of class 3 are left out" in printed

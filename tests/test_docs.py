@@ -267,7 +267,14 @@ def folders(tmp_path_factory):
     y[0] = (y[0] + 1) % 10
     runs = {
         "fixed": {"threat": "linf(0.1)", "attacks": ["fgsm", "pgd(steps=2)"]},
-        "target": {"threat": "linf(0.1)", "attacks": "pgd(steps=2)", "goal": "next", "budget": 2, "quantize": False},
+        "target": {
+            "threat": "linf(0.1)",
+            "attacks": "pgd(steps=2)",
+            "goal": "next",
+            "budget": 2,
+            "quantize": False,
+            "votes": 3,
+        },
         "closest": {"threat": "l2", "attacks": ["fmn(steps=20)", "fmn(steps=9)"], "quantize": False},
         "wrong": {"threat": "linf(0.1)", "attacks": "fgsm", "goal": "random"},
         "nothing": {"threat": "linf(0.001)", "attacks": "fgsm", "goal": "next"},

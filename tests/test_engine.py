@@ -110,7 +110,7 @@ def test_any_rank_dtype_and_range():
         ({"y": torch.full((6,), -1)}, UsageError, "between -1 and -1"),
         ({"x": X[:, :, :4]}, ModelError, r"raised RuntimeError on an input of shape \(6, 1, 4, 5\)"),
         ({"threat": Lp(math.inf)}, UsageError, "PGD searches inside a fixed radius and none was given"),
-        ({"attack": Square(), "threat": Lp(2.0, 1.0)}, UsageError, "Square does not serve l_2; it serves l_inf"),
+        ({"attack": Square(), "threat": Lp(0.0, 1.0)}, UsageError, "Square does not serve l_0; it serves l_inf, l_2, l_1"),
         ({"attack": BIM(), "threat": Lp(0.0, 1.0)}, UsageError, "BIM does not serve l_0; it serves l_inf, l_2, l_1"),
         ({"access": Access.SCORES}, AccessError, "asked for gradients; the adversary sees scores only"),
         ({"budget": 0}, UsageError, "the budget is 0"),

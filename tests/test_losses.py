@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from advkit.losses import LOSSES, ce, dlr, dlr_targeted, kl, margin
+from advkit.losses import LOSSES, ce, dlr, dlr_targeted, kl, margin, towards_dlr, towards_margin
 
 Z = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 2.0, 1.5, 1.0]])
 Y = torch.tensor([0, 2])
@@ -41,3 +41,13 @@ def test_margin_is_positive_exactly_where_another_class_wins():
     z = torch.randn(100, 5, generator=torch.Generator().manual_seed(2))
     y = torch.randint(5, (100,), generator=torch.Generator().manual_seed(3))
     assert torch.equal(margin(z, y) > 0, z.argmax(1) != y)
+
+
+def test_losses_towards_a_class():
+    t = torch.tensor([1, 1])
+    assert torch.allclose(towards_margin(Z, Y, t), torch.tensor([-2.0, 0.5]))
+    assert torch.allclose(towards_margin(Z, Y, torch.tensor([[1, 2], [1, 0]])), torch.tensor([[-2.0, -2.5], [0.5, -1.5]]))
+    assert torch.allclose(towards_dlr(Z, Y, t), torch.tensor([-2.0 / (3.0 + 0.25), 0.5 / (2.0 - 0.5)]))
+    two = Z[:, :2]
+    assert torch.equal(towards_dlr(two, torch.tensor([0, 0]), t), towards_margin(two, torch.tensor([0, 0]), t))
+    assert torch.allclose(towards_dlr(3 * Z + 1, Y, t), towards_dlr(Z, Y, t))

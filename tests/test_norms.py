@@ -36,6 +36,33 @@ def test_projection_is_the_closest_point(p, d, eps, seed):
     assert (((d - z) * (u - z)).sum(1) <= 1e-7).all()
 
 
+@given(d=vectors, eps=radii, seed=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_the_l1_projection_with_room_is_the_closest_point_of_both(d, eps, seed):
+    d = torch.as_tensor(d)
+    rng = torch.Generator().manual_seed(seed)
+    room = 4 * torch.rand(d.shape, generator=rng, dtype=d.dtype)
+    z = norms.project_l1_box(d, eps, room)
+    assert (norms.lp_norm(z, 1) <= eps * (1 + 1e-9)).all()
+    assert (z.abs() <= room).all()
+    # Bisection for theta is another way to the same point.
+    low, high = torch.zeros(len(d), 1, dtype=d.dtype), torch.full((len(d), 1), 20.0, dtype=d.dtype)
+    for _ in range(80):
+        theta = (low + high) / 2
+        over = torch.minimum((d.abs() - theta).clamp(min=0), room).sum(1, keepdim=True) > eps
+        low, high = torch.where(over, theta, low), torch.where(over, high, theta)
+    theta = torch.where(torch.minimum(d.abs(), room).sum(1, keepdim=True) > eps, high, 0.0)
+    assert torch.allclose(z, d.sign() * torch.minimum((d.abs() - theta).clamp(min=0), room), atol=1e-7)
+
+
+@given(d=vectors, eps=radii)
+@settings(max_examples=60, deadline=None)
+def test_with_room_for_all_the_l1_projection_is_that_of_the_ball(d, eps):
+    d = torch.as_tensor(d)
+    everywhere = torch.full_like(d, math.inf)
+    assert torch.allclose(norms.project_l1_box(d, eps, everywhere), norms.project(d, 1, eps), atol=1e-9)
+
+
 @given(d=vectors, eps=st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
 def test_l0_projection_keeps_the_largest(d, eps):

@@ -24,7 +24,7 @@ Documentation: docs/ in the source; each command has its own --help. Exit codes:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    from advkit.cli import attack, listing, train
+    from advkit.cli import attack, listing, patch, train, transfer, universal
 
     top = argparse.ArgumentParser(
         prog="advkit",
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"advkit {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (attack, train, listing):
+    for command in (attack, train, transfer, patch, universal, listing):
         command.add(commands)
     return top
 

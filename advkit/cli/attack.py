@@ -53,6 +53,11 @@ def add(commands: Any) -> None:
         help="round successes to 8 bits inside the ball and test them again (default: for 8-bit images)",
     )
     command.add_argument("--alone", action="store_true", help="run every attack on every example and report each alone too")
+    command.add_argument(
+        "--votes", type=int, default=1, metavar="N", help="a random model: most of N answers decide (default 1)"
+    )
+    command.add_argument("--fast", action="store_true", help="attack a copy in bfloat16; the model confirms every success")
+    command.add_argument("--compile", action="store_true", help="with --fast: translate that copy with torch.compile first")
     command.add_argument("--pictures", type=int, default=64, metavar="N", help="how many PNG pictures to save (default 64)")
     command.add_argument("--probabilities", action="store_true", help="the model returns probabilities: attack their logarithm")
     command.add_argument(
@@ -101,6 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         quantize=arguments.quantize,
         alone=arguments.alone,
+        votes=arguments.votes,
+        fast=arguments.fast,
+        compile=arguments.compile,
     )
     for note in planned.notes:
         print(f"note: {note}")
@@ -148,16 +156,21 @@ def show(result: Evaluation) -> None:
 
 
 def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    from advkit.threat import BALLS
+
     robust = "robust accuracy" if result.run["goal"] == "untargeted" else f"not pushed to target {result.run['goal']}"
     lines = [
         ("examples", str(summary["examples"])),
         ("clean accuracy", str(result.clean_accuracy)),
         (robust, str(result.robust_accuracy)),
     ]
+    if result.robust_accuracy_once is not None:
+        lines.append((f"{robust}, never fooled once", str(result.robust_accuracy_once)))
     if result.robust_accuracy_8bit is not None:
         lines.append((f"{robust}, as 8-bit files", str(result.robust_accuracy_8bit)))
     lines.append(("attack success, of those right", str(result.success_rate)))
-    lines.append(("distance, quantiles of those right", _quantiles(summary["distance"], "unbroken")))
+    distance = "distance" if result.run["threat"].split("(")[0] in BALLS else "size of the change"
+    lines.append((f"{distance}, quantiles of those right", _quantiles(summary["distance"], "unbroken")))
     lines.append(("forward passes, of those broken", _quantiles(summary["forwards_of_broken"], "-")))
     checks = f"{summary['forwards']} forward, {summary['backwards']} backward, {summary['checks']} to check"
     lines.append(("passes", checks))

@@ -53,12 +53,13 @@ def _signature(name: str, make: Any) -> str:
 
 def _threats() -> list[tuple[str, str]]:
     from advkit.norms import norm_name
-    from advkit.threat import THREATS
+    from advkit.threat import BALLS, CHANGES
 
     def line(make: Any) -> str:
         return f"||z - x|| <= eps in {norm_name(make.keywords['p'])}, z in the data's range; without eps: the closest example"
 
-    return [(f"{name}(eps)", line(make)) for name, make in THREATS.items()]
+    balls = [(f"{name}(eps)", line(make)) for name, make in BALLS.items()]
+    return [*balls, *((_signature(name, make), (inspect.getdoc(make) or "").splitlines()[0]) for name, make in CHANGES.items())]
 
 
 def _models() -> list[tuple[str, str]]:

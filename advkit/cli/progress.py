@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from advkit.benchmarks.evaluate import Status
+    from advkit.stochastic import Progress as Fit
     from advkit.train import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -74,3 +75,17 @@ def training(epochs: int) -> Iterator[Callable[[Progress], None]]:
     """Progress of a training run."""
     with _bar() as tell:
         yield lambda at: tell(at.step / at.steps, f"epoch {at.epoch + 1} of {epochs}, loss {at.loss:.4f}")
+
+
+@contextlib.contextmanager
+def transferring() -> Iterator[Callable[[float, str], None]]:
+    """Progress of a transfer matrix."""
+    with _bar() as tell:
+        yield tell
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[Callable[[Fit], None]]:
+    """Progress of learning one change for many inputs."""
+    with _bar() as tell:
+        yield lambda at: tell(at.step / at.steps, f"step {at.step} of {at.steps}, success {100 * at.rate:.1f} %")

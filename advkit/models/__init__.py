@@ -17,6 +17,7 @@ from torch import nn
 from advkit.errors import UsageError
 from advkit.models import checkpoint, huggingface, onnx, sklearn
 from advkit.models.digest import digest_file, digest_of
+from advkit.models.model import RANDOM as RANDOM
 from advkit.models.model import LogProbabilities as LogProbabilities
 from advkit.models.model import Model as Model
 from advkit.models.model import inspect as inspect

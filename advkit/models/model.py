@@ -20,6 +20,8 @@ from advkit.models.digest import digest_of
 from advkit.oracle import Access, answer, logits_of
 
 _FEW = 4
+RANDOM = "the model is random: its answers to the same input change from call to call"
+"""What is said of a model that answers twice differently."""
 _PROBABILITIES = "the model is said to return probabilities; attacks see their logarithm"
 
 
@@ -117,9 +119,7 @@ def inspect(model: Model, x: Tensor, y: Tensor, classes: int = 0) -> tuple[str, 
     if 0 < classes < k:
         notes.append(f"the model has {k} classes and the data {classes}; the labels should be the model's numbers")
     if not torch.allclose(outputs, again, rtol=1e-4, atol=1e-5):
-        notes.append(
-            "the model is random: two calls with the same input differ, and a single draw decides what counts as fooled"
-        )
+        notes.append(RANDOM)
     return tuple(note for note in notes if note)
 
 
