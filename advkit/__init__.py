@@ -12,8 +12,10 @@ from advkit.version import __version__ as __version__
 if TYPE_CHECKING:
     from advkit.benchmarks.evaluate import evaluate as evaluate
     from advkit.benchmarks.result import Evaluation as Evaluation
+    from advkit.benchmarks.suites import standard as standard
     from advkit.benchmarks.transfer import TransferMatrix as TransferMatrix
     from advkit.benchmarks.transfer import transfer_matrix as transfer_matrix
+    from advkit.combine import Expect as Expect
     from advkit.combine import Restarts as Restarts
     from advkit.combine import Worst as Worst
     from advkit.engine import Attack as Attack
@@ -41,7 +43,8 @@ _HOMES = {
     "benchmarks.evaluate": ("evaluate",),
     "benchmarks.result": ("Evaluation",),
     "benchmarks.transfer": ("TransferMatrix", "transfer_matrix"),
-    "combine": ("Restarts", "Worst"),
+    "benchmarks.suites": ("standard",),
+    "combine": ("Expect", "Restarts", "Worst"),
     "engine": ("Attack", "AttackResult", "frozen", "perturb", "run"),
     "errors": ("AccessError", "ModelError", "UsageError"),
     "oracle": ("Access", "Goal", "Oracle"),

@@ -18,6 +18,7 @@ from advkit.attacks.fgsm import FGSM as FGSM
 from advkit.attacks.fmn import FMN as FMN
 from advkit.attacks.grid import Grid as Grid
 from advkit.attacks.hopskipjump import HopSkipJump as HopSkipJump
+from advkit.attacks.if_masked import IfMasked as IfMasked
 from advkit.attacks.jsma import JSMA as JSMA
 from advkit.attacks.mifgsm import MIFGSM as MIFGSM
 from advkit.attacks.multitargeted import MultiTargeted as MultiTargeted
@@ -48,6 +49,7 @@ ATTACKS: Table = {
     "apgd": APGD,
     "apgd-l1": APGDL1,
     "multi-targeted": MultiTargeted,
+    "if-masked": IfMasked,
     "mi-fgsm": MIFGSM,
     "ni-fgsm": NIFGSM,
     "di": DI,

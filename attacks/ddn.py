@@ -19,6 +19,9 @@ from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
 
+FIRST = 2.0
+"""The first eps, as a multiple of the distance of the linear margin: from outside, the direction finds a closer boundary."""
+
 
 @dataclass(frozen=True)
 class DDN:
@@ -26,8 +29,8 @@ class DDN:
 
     eps shrinks by 1 - gamma where the model is fooled and grows by 1 + gamma where it is not; alpha is annealed to a hundredth.
 
-    The first step is of the margin L, to where its linear model crosses, eps = |L| / ||g||_2, so that no steps are spent on
-    coming down from a first eps (the paper's is 1); and gamma is annealed to a tenth, for a last eps that is closer.
+    The first step is of the margin L, to twice the distance at which its linear model crosses, eps = 2 * |L| / ||g||_2 (the
+    paper's first eps is 1, whatever the data and the model); and gamma is annealed to a tenth, for a last eps that is closer.
 
     Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, 2019, "Decoupling direction and norm for efficient
     gradient-based L2 adversarial attacks and defenses", https://arxiv.org/abs/1811.09600.
@@ -60,7 +63,7 @@ class DDN:
         """The last iterate, with shape (N, *)."""
         width = threat.high - threat.low
         L, g = oracle.grad(x, margin)
-        eps = (L.abs().clamp(1e-6, 1e10) / lp_norm(g, 2).clamp(min=1e-10)).clamp(max=width * math.sqrt(x[0].numel()))
+        eps = (FIRST * L.abs().clamp(1e-6, 1e10) / lp_norm(g, 2).clamp(min=1e-10)).clamp(max=width * math.sqrt(x[0].numel()))
         step = self.alpha * (width if width < math.inf else 1.0)
         x_t = _on_sphere(g, eps, x, threat)
         for k in range(1, self.steps):

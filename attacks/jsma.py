@@ -23,9 +23,9 @@ class JSMA:
 
     s_i = max(g_i * (high - x_i), g_i * (low - x_i)), which is what the entry gains in a linear model. g is that of L, so it
     leads to the target, or without one to the likeliest rival at x_t, and needs one backward pass. The paper's map
-    multiplies the slopes of the target's logit and of the sum of all others and only raises entries, or only lowers them; on
-    a network for MNIST its product takes 1.7 times as many entries. The paper also changes entries in pairs; single ones,
-    the default, take fewer entries, and pairs half of the gradients for 1.1 times as many.
+    multiplies the slopes of the target's logit and of the sum of all others and only raises entries, or only lowers them;
+    on a network for MNIST such a product took more entries. The paper also changes entries in pairs, which take half of the
+    gradients and somewhat more entries than single ones, the default.
 
     Papernot, McDaniel, Jha, Fredrikson, Celik and Swami, 2016, "The limitations of deep learning in adversarial settings",
     https://arxiv.org/abs/1511.07528.

@@ -33,7 +33,7 @@ class SurFree:
 
     The points z(alpha) are on the circle of diameter d through x and x_t, in the plane of u and v, so each is closer than x_t.
     Where the boundary is flat, the best of the circle is the closest point of the boundary in that plane. theta is tried on
-    both sides, and then a greater angle; the paper's finer searches cost more queries than they gain. v is smooth, a sum of
+    both sides, and then a greater angle; the paper searches finer. v is smooth, a sum of
     cosines of low frequency along the last axes (one, or the two of an image), as boundaries of networks for images mostly
     bend that way. Every other v has all frequencies, which the paper does not have: without it a boundary whose normal is
     rough is never reached. The paper also keeps each v at right angles to those before; in high dimension random ones nearly

@@ -214,7 +214,7 @@ def _attacks(
     attacks: str | Attack | Sequence[str | Attack] | None, threat: Lp | Change, access: Access, data: Data
 ) -> tuple[tuple[str, Attack], ...]:
     """The attacks by name, cheap ones first; refused up front where they do not serve the threat model or the access."""
-    given = "standard" if attacks is None else attacks
+    given: Any = "standard" if attacks is None else attacks
     listed = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
     built = [one for attack in listed for one in _built(attack, threat, access, data)]
     if not built:
@@ -230,7 +230,8 @@ def _attacks(
     named = [(attack_name(attack), attack) for attack in built]
     if len({name for name, _ in named}) < len(named):
         raise UsageError("the same attack is named twice; each attack is run once")
-    return tuple(sorted(named, key=lambda pair: pair[1].cost))
+    # A suite has an order of its own.
+    return tuple(named if isinstance(given, str) and given in SUITES else sorted(named, key=lambda pair: pair[1].cost))
 
 
 def _built(attack: str | Attack, threat: Lp | Change, access: Access, data: Data) -> tuple[Attack, ...]:
@@ -238,6 +239,8 @@ def _built(attack: str | Attack, threat: Lp | Change, access: Access, data: Data
     if isinstance(attack, str) and attack in SUITES:
         entries = None if isinstance(threat, Lp) else threat.zero(data.batch(0, 1)[0]).numel()
         return SUITES[attack](threat, access, entries)
+    if isinstance(attack, str) and re.fullmatch(r"[\w-]+", attack) and attack not in ATTACKS:
+        raise spec.unknown("attack", attack, [*SUITES, *ATTACKS])
     return (spec.parse(attack, ATTACKS, "attack") if isinstance(attack, str) else attack,)
 
 

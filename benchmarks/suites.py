@@ -1,7 +1,8 @@
 """The attacks that an evaluation runs where none is named, by threat model and by what the adversary sees.
 
 ``standard`` is composed by measurement (``docs/measurements.md``): each attack is there because it breaks examples that those
-before it leave, and cheap ones come first, so that dear ones meet only the survivors. ``fast`` is for every commit,
+before it leave, and cheap ones come first, so that dear ones meet only the survivors; ``if-masked`` is dear only for rows whose
+gradients mislead, and early, as gradients are wasted on them. ``fast`` is for every commit,
 ``black-box`` for a model of which only answers are seen.
 """
 
@@ -23,17 +24,17 @@ Table = Mapping[Access, Mapping[float, tuple[str, ...]]]
 _CLIMBS = (
     'pgd(steps=10, loss="margin")',
     "apgd(steps=50)",
+    'if-masked(square(queries=2500), climb=apgd(steps=10, loss="margin"), search=square(queries=100))',
     'apgd(steps=50, loss="margin")',
     "multi-targeted(apgd(steps=20), n=3)",
     "restarts(apgd(steps=50), n=3)",
     "multi-targeted(apgd(steps=20), n=9)",
-    "square(queries=1000)",
 )
 _CLIMBS_L1 = (
     "apgd-l1(steps=50)",
+    'if-masked(square(queries=2500), climb=apgd-l1(steps=10, loss="margin"), search=square(queries=100))',
     'apgd-l1(steps=50, loss="margin")',
     "multi-targeted(apgd-l1(steps=30), n=5)",
-    "square(queries=1000)",
 )
 _CLIMBS_L0 = ("sigma-zero(steps=50)", "pgd(steps=100)", "fmn", "sigma-zero(steps=300)", "sparse-rs(queries=1000)")
 _NOISE = ("uniform(n=10)", "gaussian(n=10)", "salt-and-pepper(n=10)")
@@ -71,7 +72,12 @@ FAST: Table = {
 """Inside a radius, within a tenth of the passes."""
 
 CLOSEST: Table = {
-    Access.GRADIENTS: {p: ("fmn", "fmn(steps=200, alpha=3)") for p in (math.inf, 2.0, 1.0, 0.0)},
+    Access.GRADIENTS: {
+        math.inf: ("fmn", "fab"),
+        2.0: ("ddn", "fmn(steps=200, alpha=3)", "fab"),
+        1.0: ("fmn", "fmn(steps=200, alpha=3)", "ead"),
+        0.0: ("sigma-zero", "fmn", "sigma-zero(steps=300)"),
+    },
     Access.SCORES: {},
     Access.LABELS: {math.inf: ("rays", "hopskipjump"), 2.0: ("surfree", "hopskipjump")},
 }
@@ -86,7 +92,7 @@ FEW: Mapping[Access, tuple[str, ...]] = {
 
 
 def standard(threat: Lp | Change, access: Access = Access.GRADIENTS, entries: int | None = None) -> tuple[Attack, ...]:
-    """The default suite: the strongest set of attacks for its time.
+    """The default: the strongest set of attacks for its time.
 
     Arguments:
         threat: What may change; without a radius, attacks that search for the closest example.
@@ -102,14 +108,20 @@ def standard(threat: Lp | Change, access: Access = Access.GRADIENTS, entries: in
 
 
 def fast(threat: Lp | Change, access: Access = Access.GRADIENTS, entries: int | None = None) -> tuple[Attack, ...]:
-    """For every commit: an upper bound of the robust accuracy in about a tenth of the passes; the arguments are standard's."""
+    """For every commit: an upper bound of the robust accuracy in about a tenth of the passes.
+
+    The arguments are those of :func:`standard`.
+    """
     if entries is not None and entries <= Grid().dimensions:
         return _parsed(FEW[access][:1])
     return _chosen(FAST, threat, access) if threat.eps < math.inf else _chosen(CLOSEST, threat, access)[:1]
 
 
 def black_box(threat: Lp | Change, access: Access = Access.SCORES, entries: int | None = None) -> tuple[Attack, ...]:
-    """What does without gradients, with scores where they may be seen; the arguments are standard's."""
+    """Without gradients: with scores where they may be seen, else with labels.
+
+    The arguments are those of :func:`standard`.
+    """
     return standard(threat, min(access, Access.SCORES), entries)
 
 

@@ -1,7 +1,7 @@
 """Draw ``docs/pictures/*.png``: what each attack does to one digit and to one photograph, the same two for all of them.
 
 ``python docs/attack_pictures.py --digit-model mnist.safetensors --photo-model cifar.safetensors --photo-data cifar10/``, with
-models that ``advkit train`` made: one of ``mnist-5k``, and one of CIFAR-10, whose folder of Parquet files is the last path.
+models that ``advkit train`` made: one of MNIST, and one of CIFAR-10, whose folder of Parquet files is the last path.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ def attacked(on: Subject, attack: str, threat: str) -> tuple[Tensor, str]:
     if not result.success:
         last = advkit.perturb(made, on.model, on.x, on.y, ball, rng=torch.Generator().manual_seed(0))
         return last, _distance(last - on.x, ball) if isinstance(ball, Lp) else ""
-    return result.x_adv, _extent(result, ball, on)
+    return result.x_adv, _extent(result, ball, on.x)
 
 
-def _extent(result: advkit.AttackResult, threat: Lp | Change, on: Subject) -> str:
+def _extent(result: advkit.AttackResult, threat: Lp | Change, x: Tensor) -> str:
     if isinstance(threat, Lp):
-        return _distance(result.x_adv - on.x, threat)
+        return _distance(result.x_adv - x, threat)
     if isinstance(threat, Rotation):
         return f"{threat.angle * float(result.change[0, 0]):.0f} degrees: "
     if isinstance(threat, Flow):
@@ -186,7 +186,7 @@ def show(axes: Axes, image: Tensor, title: str) -> None:
 def main() -> None:
     """Draw all of them, or those that are named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--digit-model", required=True, help="of advkit train --data mnist-5k")
+    parser.add_argument("--digit-model", required=True, help="of advkit train --model mnist-cnn")
     parser.add_argument("--photo-model", required=True, help="of advkit train --model cifar-resnet")
     parser.add_argument("--photo-data", required=True, help="CIFAR-10")
     parser.add_argument("--only", choices=sorted(GRIDS), action="append", help="one of the files; repeatable")

@@ -11,7 +11,8 @@ from torch import nn
 
 from advkit import Colour, Evaluation, Flow, Lp, Masked, Rotation, Sticker, evaluate, perturb, run, spec
 from advkit.attacks import FGSM, PGD, Grid, Square, Uniform
-from advkit.benchmarks.plan import FEW, plan
+from advkit.benchmarks.plan import plan
+from advkit.benchmarks.suites import FEW
 from advkit.cli import main
 from advkit.data import from_tensors, load
 from advkit.errors import UsageError

@@ -74,7 +74,7 @@ def test_defaults_targets_and_access(digits, capsys):
     assert "not pushed to target 3" in printed
 
 
-@pytest.mark.parametrize("what", ["attacks", "threats", "models", "data", "defenses"])
+@pytest.mark.parametrize("what", ["attacks", "suites", "threats", "models", "data", "defenses"])
 def test_lists(what, capsys):
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()

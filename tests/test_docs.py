@@ -18,6 +18,7 @@ import advkit
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.result import Evaluation
+from advkit.benchmarks.suites import SUITES
 from advkit.cli import parser
 from advkit.data import DATA, load
 from advkit.defenses import DEFENSES
@@ -126,7 +127,8 @@ def test_commands_parse(page, command):
     if given.get("threat"):
         spec.parse(given["threat"], THREATS, "threat")
     for attack in given.get("attack") or []:
-        spec.parse(attack, ATTACKS, "attack")
+        if attack not in SUITES:
+            spec.parse(attack, ATTACKS, "attack")
     if given.get("defense"):
         spec.parse(given["defense"], DEFENSES, "defense", defaults={"threat": advkit.Lp(2, 1)})
 

@@ -146,8 +146,9 @@ def test_a_budget_and_access_are_kept(digits):
     assert max(row["forwards"] for row in result.rows) == 7
     with pytest.raises(AccessError, match=r"pgd needs gradients; the adversary sees scores; attacks that do .*square"):
         evaluate(model, data, threat="linf(0.05)", attacks="pgd", access="scores")
-    labels = evaluate(model, data, threat="linf(0.05)", access="labels", limit=4)
-    assert sorted(labels.run["attacks"]) == ["gaussian", "salt-and-pepper", "uniform"]
+    labels = evaluate(model, data, threat="linf(0.05)", access="labels", limit=4, budget=20)
+    assert sorted(labels.run["attacks"]) == ["rays", "uniform(n=10)"]
+    labels = evaluate(model, data, threat="l1(1)", access="labels", limit=4)
     assert any("only noise" in note for note in labels.notes)
 
 
@@ -174,7 +175,8 @@ def test_a_waveform_keeps_its_range():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"attacks": "pdg"}, "unknown attack 'pdg'; .* did you mean 'pgd'"),
+        ({"attacks": "pgdd"}, "unknown attack 'pgdd'; .* did you mean 'pgd'"),
+        ({"attacks": "standart"}, "unknown attack 'standart'; .* did you mean 'standard'"),
         ({"attacks": []}, "there is no attack to run"),
         ({"attacks": ["fgsm", "fgsm"]}, "named twice"),
         ({"threat": "linf"}, "PGD searches inside a fixed radius|FGSM searches"),

@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
     command.add_argument("--model", required=True, help="advkit list models")
     command.add_argument("--data", required=True, help="advkit list data")
     command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; advkit list threats')
-    command.add_argument("--attack", action="append", help="advkit list attacks; repeatable; default: several that fit")
+    command.add_argument(
+        "--attack", action="append", help="advkit list attacks; or a suite: standard (default), fast, black-box; repeatable"
+    )
     command.add_argument("--target", default="untargeted", help="push to a class: 3, next, random or least-likely")
     command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
     command.add_argument("--budget", type=int, help="the most forward passes of each attack for an example")

@@ -51,6 +51,12 @@ def _signature(name: str, make: Any) -> str:
     return f"{name}({', '.join(field.name for field in settings(make))})"
 
 
+def _suites() -> list[tuple[str, str]]:
+    from advkit.benchmarks.suites import SUITES
+
+    return [(name, (inspect.getdoc(suite) or "").splitlines()[0]) for name, suite in SUITES.items()]
+
+
 def _threats() -> list[tuple[str, str]]:
     from advkit.norms import norm_name
     from advkit.threat import BALLS, CHANGES
@@ -85,5 +91,6 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "data": _data,
     "defenses": _defenses,
     "models": _models,
+    "suites": _suites,
     "threats": _threats,
 }

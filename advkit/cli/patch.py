@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  advkit patch --model c.safetensors --data ../shared/data/cifar10 --target 3 --out patch
+  advkit patch --model c.safetensors --data hf:uoft-cs/cifar10 --target 3 --out patch
   advkit patch --model c.safetensors --data images/ --target 3 --share 0.1 --shape square --transfer-to other.safetensors
 
 It is learned from the split train, at random places, angles and scales, and tried on images that it has not seen.

@@ -10,7 +10,7 @@ from typing import Any
 EXAMPLES = """\
 examples:
   advkit train --model mnist-cnn --data mnist-5k --out m.safetensors
-  advkit train --model "cifar-resnet(width=32)" --data ../shared/data/cifar10 --epochs 20 --out c.safetensors
+  advkit train --model "cifar-resnet(width=32)" --data hf:uoft-cs/cifar10 --epochs 20 --out c.safetensors
   advkit train --model mnist-cnn --data mnist-5k --defense pgd --threat "linf(0.3)" --out robust.safetensors
 
 A run that was stopped goes on after its last whole epoch when the same command is given again.

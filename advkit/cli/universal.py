@@ -7,7 +7,7 @@ from typing import Any
 
 EXAMPLES = """\
 examples:
-  advkit universal --model c.safetensors --data ../shared/data/cifar10 --threat "linf(10/255)" --out universal
+  advkit universal --model c.safetensors --data hf:uoft-cs/cifar10 --threat "linf(10/255)" --out universal
   advkit universal --model m.safetensors --data mnist-5k --threat "l2(3)" --target 3 --transfer-to other.safetensors
 
 It is learned from the split train and tried on inputs that it has not seen. Stopping it (Ctrl-C) ends the learning and
