@@ -169,19 +169,13 @@ def test_deterministic_and_independent_of_the_batch(model, batch):
     assert int(different.sum()) <= 2
 
 
-SMALL_GAINS = "a random search keeps what gains a little, which bfloat16 rounds away"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "attack",
-    [PGD(20), PGD(20, loss="dlr"), pytest.param(Square(100), marks=pytest.mark.xfail(reason=SMALL_GAINS, strict=False))],
-    ids=repr,
-)
-def test_robust_accuracy_is_the_models(model, attack):
+@pytest.mark.parametrize(("attack", "apart"), [(PGD(20), 2), (PGD(20, loss="dlr"), 2), (Square(100), 15)], ids=repr)
+def test_robust_accuracy_is_the_models(model, attack, apart):
+    """Within 0.2 points; Square keeps gains that bfloat16 rounds away, so it gets 1.5."""
     x, y = load("mnist-5k", split="test").batch(0, 1000)
     counts = [int(run(attack, model, x, y, THREAT, fast=f).success.sum()) for f in (None, fast(model))]
-    assert abs(counts[0] - counts[1]) <= 2
+    assert abs(counts[0] - counts[1]) <= apart
 
 
 @pytest.mark.slow
