@@ -220,7 +220,13 @@ def test_a_full_disk(digits, tmp_path, capsys, monkeypatch):
 def _command(arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "advkit", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores Ctrl-C, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=environment, **pipes, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_processes_do_not_write_to_one_folder(digits, tmp_path, capsys):
