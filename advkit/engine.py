@@ -249,9 +249,8 @@ def _verified(oracle: Oracle, model: Model, x: Tensor, clean: Tensor) -> AttackR
         success[rows] = allowed & (2 * share[rows] > 1)
         # Of several answers, the first that meets the goal.
         for answered, met in reversed(votes):
-            outputs[rows] = torch.where(met.view(-1, *(1,) * (answered.ndim - 1)), answered, outputs[rows])
-    keep = success.view(-1, *(1,) * (oracle.x.ndim - 1))
-    best = torch.where(keep, oracle.best, oracle.x)
+            outputs[rows] = norms.where(met, answered, outputs[rows])
+    best = norms.where(success, oracle.best, oracle.x)
     return AttackResult(
         x_adv=best if oracle.render is None else oracle.render(best, torch.arange(len(best), device=best.device)),
         success=success,

@@ -42,6 +42,11 @@ def per_row(value: float | Tensor, d: Tensor) -> float | Tensor:
     return value.view(-1, *(1,) * (d.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
 
 
+def where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a`` in the rows that a mask, (N,), says and ``b`` in the others, with shape (N, *)."""
+    return torch.where(rows.view(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
 def lp_norm(d: Tensor, p: float) -> Tensor:
     """The l_p norm of each row, with shape (N,)."""
     flat = d.flatten(1)
@@ -70,7 +75,7 @@ def project(d: Tensor, p: float, eps: float | Tensor) -> Tensor:
         radius = per_row(eps, d)
         norm = per_row(lp_norm(d, 2), d)
         return d * (radius / norm).clamp(max=1.0).nan_to_num(1.0)  # type: ignore[union-attr]
-    return _project_l1(d, eps) if p == 1 else _project_l0(d, eps)
+    return project_l1_box(d, eps, torch.full_like(d, math.inf)) if p == 1 else _project_l0(d, eps)
 
 
 def _clamp_rows(d: Tensor, eps: Tensor) -> Tensor:
@@ -81,19 +86,6 @@ def _clamp_rows(d: Tensor, eps: Tensor) -> Tensor:
 
 def _radii(d: Tensor, eps: float | Tensor) -> Tensor:
     return torch.as_tensor(eps, dtype=d.dtype, device=d.device).expand(len(d)).unsqueeze(1)
-
-
-def _project_l1(d: Tensor, eps: float | Tensor) -> Tensor:
-    # In float64: theta is a difference of sums that can be much larger than the radius.
-    radius = _radii(d, eps).double()
-    u = d.flatten(1).abs().double()
-    mu = u.sort(dim=1, descending=True).values
-    excess = mu.cumsum(1) - radius
-    k = torch.arange(1, u.shape[1] + 1, device=d.device, dtype=u.dtype)
-    rho = (mu * k > excess).sum(1, keepdim=True).clamp(min=1)
-    theta = (excess.gather(1, rho - 1) / rho).clamp(min=0.0)
-    theta = torch.where(u.sum(1, keepdim=True) > radius, theta, torch.zeros_like(theta))
-    return d.sign() * (u - theta).clamp(min=0.0).view_as(d).to(d.dtype)
 
 
 def project_l1_box(d: Tensor, eps: float | Tensor, room: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advkit.losses import LOSSES
-from advkit.norms import per_row
+from advkit.norms import per_row, where
 from advkit.oracle import Access, Oracle
 from advkit.spec import check_choice, check_whole
 from advkit.streams import Streams
@@ -72,12 +72,12 @@ class APGD:
             f_last, (f, g) = f, oracle.grad(x_t, loss)
             rises += f > f_last
             better = f > f_max
-            x_max, g_max = _where(better, x_t, x_max), _where(better, g, g_max)
+            x_max, g_max = where(better, x_t, x_max), where(better, g, g_max)
             f_max = torch.where(better, f, f_max)
             if t in w:
                 halve = (rises < RHO * (t - previous)) | (kept & (f_max <= f_before))
                 eta = torch.where(halve, eta / 2, eta)
-                x_t, g, f = _where(halve, x_max, x_t), _where(halve, g_max, g), torch.where(halve, f_max, f)
+                x_t, g, f = where(halve, x_max, x_t), where(halve, g_max, g), torch.where(halve, f_max, f)
                 rises, f_before, kept, previous = torch.zeros_like(f), f_max, ~halve, t
         return x_max
 
@@ -90,7 +90,3 @@ def _checkpoints(steps: int) -> set[int]:
         w.add(max(1, math.ceil(share * steps)))
         interval = max(interval - 0.03, 0.06)
     return w
-
-
-def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *(1,) * (a.ndim - 1)), a, b)

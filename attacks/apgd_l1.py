@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advkit.losses import LOSSES
-from advkit.norms import lp_norm, per_row
+from advkit.norms import lp_norm, per_row, where
 from advkit.oracle import Access, Oracle
 from advkit.spec import check_choice, check_whole
 from advkit.streams import Streams
@@ -82,13 +82,13 @@ class APGDL1:
             x_t = ball.project(x_t + per_row(eta, x) * _signs(g, k), x)
             f, g = oracle.grad(x_t, loss)
             better = f > f_max
-            x_max, g_max = _where(better, x_t, x_max), _where(better, g, g_max)
+            x_max, g_max = where(better, x_t, x_max), where(better, g, g_max)
             f_max = torch.where(better, f, f_max)
             if t % every == 0:
                 now = lp_norm(x_max - x, 0)
                 fell = now < 0.95 * sparsity
                 eta = torch.where(fell, ball.eps, (eta / SHRINK).clamp(min=LEAST_STEP * ball.eps))
-                x_t, g = _where(fell, x_max, x_t), _where(fell, g_max, g)
+                x_t, g = where(fell, x_max, x_t), where(fell, g_max, g)
                 k, sparsity = now / size / SHRINK, now
         return x_max
 
@@ -100,7 +100,3 @@ def _signs(g: Tensor, k: Tensor) -> Tensor:
     least = flat.abs().sort(1, descending=True).values.gather(1, n.unsqueeze(1) - 1)
     signs = torch.where(flat.abs() >= least, flat.sign(), 0.0)
     return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).view_as(g)
-
-
-def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *(1,) * (a.ndim - 1)), a, b)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advkit.losses import margin
-from advkit.norms import lp_norm, per_row
+from advkit.norms import lp_norm, per_row, where
 from advkit.oracle import Access, Oracle
 from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
@@ -80,7 +80,7 @@ class EAD:
             z, fooled = self._search(oracle, x, c, beta, threat)
             upper, lower = torch.where(fooled, c, upper), torch.where(fooled, lower, c)
             # What is returned is where the last success was, for those who want an iterate and not the closest.
-            x_t = torch.where((fooled | (upper == math.inf)).view(-1, *(1,) * (x.ndim - 1)), z, x_t)
+            x_t = where(fooled | (upper == math.inf), z, x_t)
             c = torch.where(lower == 0, upper / FACTOR, torch.where(upper == math.inf, lower * FACTOR, (lower * upper).sqrt()))
         return x_t
 

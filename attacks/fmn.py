@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advkit.losses import margin
-from advkit.norms import dual, lp_norm, per_row, project, steepest
+from advkit.norms import dual, lp_norm, per_row, project, steepest, where
 from advkit.oracle import Access, Oracle
 from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
@@ -85,7 +85,7 @@ class FMN:
                 missed = torch.where(never, torch.maximum(crossing, eps), eps) * (1 + gamma)
                 eps = torch.where(fooled, torch.minimum(torch.where(eps > 0, eps, size) * (1 - gamma), best), missed)
             delta = x_t - x + per_row(alpha, x) * steepest(g, 2)
-            delta = torch.where(never.view(-1, *(1,) * (x.ndim - 1)), _stretch(delta, p, eps), delta)
+            delta = where(never, _stretch(delta, p, eps), delta)
             x_t = (x + project(delta, p, eps)).clamp(threat.low, threat.high)
         return x_t
 

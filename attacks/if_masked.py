@@ -15,6 +15,7 @@ from torch import Tensor
 from advkit.combine import Lens, Wrapper
 from advkit.engine import Attack
 from advkit.losses import Loss, margin
+from advkit.norms import where
 from advkit.oracle import Access, Oracle, Stop, Through
 from advkit.streams import Streams
 from advkit.threat import Lp
@@ -98,5 +99,5 @@ class IfMasked(Wrapper):
         # Its rows may be done before the others are.
         with contextlib.suppress(Stop):
             last = self.attack(_Only(oracle, some), x, threat, own)
-            x_adv = torch.where(some.view(-1, *(1,) * (x.ndim - 1)), last, x_adv)
+            x_adv = where(some, last, x_adv)
         return x_adv

@@ -38,7 +38,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Lp) -> tuple[Tens
     """Which rows the authors' standard version leaves standing, (N,) bool, and its CPU seconds."""
     from autoattack import AutoAttack  # type: ignore[import-not-found]
 
-    norm = norm_name(threat.p).replace("l_", "L").replace("Linf", "Linf")
+    norm = norm_name(threat.p).replace("l_", "L")
     began = time.process_time()
     with torch.random.fork_rng(devices=[]):
         adversary = AutoAttack(model.eval(), norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)

@@ -69,7 +69,7 @@ FAST: Table = {
         0.0: ("salt-and-pepper(n=10)",),
     },
 }
-"""Inside a radius, within a tenth of the passes."""
+"""Inside a radius, in a small part of the passes."""
 
 CLOSEST: Table = {
     Access.GRADIENTS: {
@@ -108,7 +108,7 @@ def standard(threat: Lp | Change, access: Access = Access.GRADIENTS, entries: in
 
 
 def fast(threat: Lp | Change, access: Access = Access.GRADIENTS, entries: int | None = None) -> tuple[Attack, ...]:
-    """For every commit: an upper bound of the robust accuracy in about a tenth of the passes.
+    """For every commit: an upper bound of the robust accuracy in a small part of the passes.
 
     The arguments are those of :func:`standard`.
     """

@@ -62,20 +62,20 @@ class Rounded(torch.nn.Module):
 
     def forward(self, z):
         z = z.flatten(1)
-        return (50 * z).round() @ torch.linspace(-1, 1, 32).reshape(16, 2) * 0.02 + 0 * z[:, :2]
+        score = ((50 * z).round() / 50 - 0.5) @ torch.linspace(-1, 1, 16)
+        return torch.stack([score, -score], 1) + 0 * z[:, :2]
 
 
 def test_if_masked_runs_only_where_gradients_mislead(linear):
     x = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = Rounded()(x).argmax(1)
-    threat = Lp(math.inf, 0.25)
+    threat = Lp(math.inf, 0.1)
     attack = IfMasked(Square(60), APGD(8, "margin"), Square(15))
     masked = advkit.run(attack, Rounded(), x, y, threat)
     short = advkit.run(Square(15), Rounded(), x, y, threat)
-    assert int(masked.success.sum()) >= int(short.success.sum())
-    left = ~masked.success
-    assert not left.any() or int(masked.forwards[left].min()) > 70
+    assert int(masked.success.sum()) > int(short.success.sum())
+    assert int(masked.forwards[~masked.success].min()) > 70
     model, w, x, y = linear(16)
     honest = advkit.run(attack, model, x, y, Lp(math.inf, 0.5 * float((x @ w).abs().min() / w.abs().sum()), -9, 9))
     assert not honest.success.any()
