@@ -81,7 +81,8 @@ def answer(model: Model, x: Tensor) -> Tensor:
     """
     try:
         outputs = logits_of(model(x))
-    except ModelError:
+    except (ModelError, torch.OutOfMemoryError):
+        # Whoever chose the size of the batch can do with less.
         raise
     except Exception as error:
         shape = tuple(x.shape)

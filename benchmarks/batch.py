@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from advkit.benchmarks.folder import Batch, Row
+from advkit.benchmarks.memory import Fit, joined
 from advkit.benchmarks.plan import Plan, threat_name
-from advkit.engine import AttackResult, run
+from advkit.engine import Attack, AttackResult, run
 from advkit.errors import UsageError
 from advkit.oracle import Goal, answer
 from advkit.streams import Streams
@@ -28,13 +29,12 @@ GRID = "rounding to the grid"
 """What the time of testing and attacking again on the data's grid goes by."""
 
 
-def attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], None]) -> Batch:
+def attack_batch(plan: Plan, first: int, last: int, fit: Fit, tell: Callable[[int, int], None]) -> Batch:
     """Run a plan's attacks on the examples from ``first`` up to ``last``; ``tell`` hears how many are left after each."""
     x, y = plan.data.batch(first, last)
     x, y = x.to(plan.device, plan.dtype), y.to(plan.device)
     index = plan.data.index[first:last]
-    model = plan.model.module
-    clean, wrong = _answers(plan, x, y, Goal())
+    clean, wrong = answers(plan, x, y, Goal(), fit)
     correct = ~wrong
     goal = Goal(targeted=plan.target is not None)
     wanted = _targets(plan, y, clean, index) if goal.targeted else y
@@ -45,33 +45,49 @@ def attack_batch(plan: Plan, first: int, last: int, tell: Callable[[int, int], N
         rows = left.nonzero().squeeze(1)
         began = time.perf_counter()
         if len(rows):
-            rng = Streams.seeded(plan.seed, index[rows.cpu()].tolist(), name, plan.device)
-            found = run(
-                attack,
-                model,
-                x[rows],
-                wanted[rows],
-                plan.threat,
-                goal=goal,
-                access=plan.access,
-                budget=plan.budget,
-                rng=rng,
-                fast=plan.fast,
-                votes=plan.votes,
-            )
-            worst.add(name, rows, found)
+            given = (x[rows], wanted[rows], index[rows.cpu()])
+            worst.add(name, rows, attack_rows(plan, name, attack, *given, goal, plan.seed, fit))
         times.append({"start": first, "attack": name, "examples": len(rows), "seconds": time.perf_counter() - began})
         tell(int((correct & ~worst.success).sum()), k)
     began = time.perf_counter()
-    grid = _Grid(plan, x, wanted, worst, goal) if plan.quantize else None
+    grid = _Grid(plan, x, wanted, worst, goal, fit) if plan.quantize else None
     if grid is not None:
         again = int((worst.grid_forwards > 0).sum())
         times.append({"start": first, "attack": GRID, "examples": again, "seconds": time.perf_counter() - began})
     return Batch(_rows(plan, index, y, wanted, clean, correct, worst, grid), times, _tensors(plan, x, worst, grid))
 
 
-def _answers(plan: Plan, x: Tensor, y: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+def attack_rows(
+    plan: Plan, name: str, attack: Attack, x: Tensor, y: Tensor, index: Tensor, goal: Goal, seed: int, fit: Fit
+) -> AttackResult:
+    """Run one attack as a plan says on inputs (M, *) with labels or targets (M,) and numbers (M,), as many at a time as fit."""
+
+    def part(rows: Tensor) -> AttackResult:
+        return run(
+            attack,
+            plan.model.module,
+            x[rows],
+            y[rows],
+            plan.threat,
+            goal=goal,
+            access=plan.access,
+            budget=plan.budget,
+            rng=Streams.seeded(seed, index[rows.cpu()].tolist(), name, plan.device),
+            fast=plan.fast,
+            votes=plan.votes,
+        )
+
+    return joined(fit.parts(torch.arange(len(x), device=x.device), part))
+
+
+def answers(plan: Plan, x: Tensor, y: Tensor, goal: Goal, fit: Fit) -> tuple[Tensor, Tensor]:
     """The outputs for ``x``, (N, K), and which meet the goal, (N,): in most of as many answers as the plan has votes."""
+    every = torch.arange(len(x), device=x.device)
+    parts = fit.parts(every, lambda rows: _answers(plan, x[rows], y[rows], goal))
+    return torch.cat([outputs for outputs, _ in parts]), torch.cat([met for _, met in parts])
+
+
+def _answers(plan: Plan, x: Tensor, y: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         answers = [answer(plan.model.module, x) for _ in range(plan.votes)]
     met = torch.stack([goal.met(outputs, y) for outputs in answers])
@@ -155,8 +171,8 @@ class _Grid:
         says: The class that the model gives it, (N,).
     """
 
-    def __init__(self, plan: Plan, x: Tensor, wanted: Tensor, worst: _Worst, goal: Goal) -> None:
-        self.plan, self.x, self.wanted, self.worst, self.goal = plan, x, wanted, worst, goal
+    def __init__(self, plan: Plan, x: Tensor, wanted: Tensor, worst: _Worst, goal: Goal, fit: Fit) -> None:
+        self.plan, self.x, self.wanted, self.worst, self.goal, self.fit = plan, x, wanted, worst, goal, fit
         self.z, self.works, self.says = x.clone(), torch.zeros_like(worst.success), torch.zeros_like(wanted)
         self.levels = plan.data.levels or 255
         self._try(worst.x_adv, worst.success)
@@ -172,7 +188,7 @@ class _Grid:
             if not len(rows):
                 return
             tried = threat.snap(x_adv[rows], self.x[rows], self.levels, outward)
-            outputs, met = _answers(self.plan, tried, self.wanted[rows], self.goal)
+            outputs, met = answers(self.plan, tried, self.wanted[rows], self.goal, self.fit)
             met &= threat.allows(tried, self.x[rows])
             self.z[rows[met]], self.works[rows[met]] = tried[met], True
             self.says[rows[met]] = outputs[met].argmax(1)

@@ -15,6 +15,7 @@ from advkit import models as models_by_name
 from advkit import spec
 from advkit.benchmarks.batch import attack_batch
 from advkit.benchmarks.folder import Batch, Folder, Row
+from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.plan import Plan, plan
 from advkit.benchmarks.result import Evaluation
 from advkit.data import Data
@@ -105,7 +106,7 @@ def evaluate(
     (1.0, 0.0)
     """
     loaded = models_by_name.load(model, device=device) if isinstance(model, str) else models_by_name.wrap(model)
-    examples = _examples(data, split, limit, seed)
+    examples = examples_of(data, split, limit, seed)
     planned = plan(
         loaded,
         examples,
@@ -162,7 +163,12 @@ def _failed(plan: Plan, rows: list[Row]) -> tuple[str, ...]:
     return (f"the search found nothing at any distance for {unbroken} examples, so it failed there; try more steps",)
 
 
-def _examples(data: Any, split: str, limit: int | None, seed: int) -> Data:
+def examples_of(data: Any, split: str, limit: int | None, seed: int) -> Data:
+    """The examples of a pair (x, y), of an ``advkit.data.Data`` or of a spec, at most ``limit`` of them.
+
+    Raises:
+        UsageError: It is something else.
+    """
     if limit is not None:
         spec.check_whole("the limit", limit, 1)
     if isinstance(data, str):
@@ -177,6 +183,7 @@ def _examples(data: Any, split: str, limit: int | None, seed: int) -> Data:
 def _batches(plan: Plan, start: int, rows: list[Row], report: Callable[[Status], None] | None) -> Iterator[Batch]:
     """The batches from the example at ``start``; ``rows`` are the records before it."""
     total, robust = len(plan.data), sum(row["correct"] and not row["success"] for row in rows)
+    fit = Fit(plan.batch_size)
     for first in range(start, total, plan.batch_size):
         last = min(first + plan.batch_size, total)
 
@@ -186,6 +193,6 @@ def _batches(plan: Plan, start: int, rows: list[Row], report: Callable[[Status],
                 report(Status(start, done, total, last, before + left, plan.attacks[k][0]))
 
         with frozen(plan.model.module):
-            batch = attack_batch(plan, first, last, tell)
+            batch = attack_batch(plan, first, last, fit, tell)
         robust += sum(row["correct"] and not row["success"] for row in batch.rows)
         yield batch

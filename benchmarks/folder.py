@@ -53,7 +53,7 @@ class Folder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; --out should be a folder")
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path)
+        self._lock = locked(path)
         try:
             self._open(json.loads(json.dumps(run)), index)
         except BaseException:
@@ -117,7 +117,7 @@ class Folder:
         replace(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
     """A descriptor that holds a lock on the folder until it is closed; where a system has no such locks, none is held."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -191,14 +191,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
+def replace(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a file whole or not at all; with ``sync``, so that it also survives a loss of power."""
     temporary = path.with_name(path.name + ".tmp")
     data = content.encode() if isinstance(content, str) else content
     with temporary.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
