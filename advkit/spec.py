@@ -211,6 +211,16 @@ def _text(value: Any, table: Table) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+def number(value: float) -> str:
+    """A number as a person would write it: in 255ths where that is what it is, else with a few digits.
+
+    >>> number(0.3), number(8 / 255), number(2**0.5)
+    ('0.3', '8/255', '1.4142')
+    """
+    short, parts = f"{value:.5g}", round(value * 255, 6)
+    return f"{parts:g}/255" if float(short) != value and parts.is_integer() and 0 < parts < 255 else short
+
+
 def check_choice(where: str, name: str, known: Mapping[str, Any]) -> None:
     """Refuse a name that is not in a table."""
     if name not in known:

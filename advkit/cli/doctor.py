@@ -1,0 +1,116 @@
+"""``advkit doctor``: can the robust accuracy that an attack gives be trusted?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advkit.benchmarks.findings import Finding
+
+EXAMPLES = """\
+examples:
+  advkit doctor m.safetensors --data mnist-5k --threat "linf(0.3)"
+  advkit doctor net.py:load --data test.npz --threat "linf(8/255)" --attack "apgd(steps=50)"
+  advkit doctor m.onnx --data test.npz --threat "linf(8/255)" --attack pgd --surrogate net.safetensors --json
+
+Exit codes: 0 nothing suspect, 1 the robust accuracy is too high, 2 misuse. A check that finds nothing proves nothing.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "doctor",
+        help="whether an attack fails where the model should",
+        description="Look for signs that an attack fails on a model, so that the robust accuracy it gives is too high.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("model", metavar="MODEL", help="advkit list models")
+    command.add_argument("--data", required=True, help="advkit list data")
+    command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; advkit list threats')
+    command.add_argument("--attack", action="append", help="what the evaluation relies on (default pgd(steps=40)); repeatable")
+    command.add_argument("--surrogate", metavar="MODEL", help="the model that the evaluation makes its examples on")
+    command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
+    command.add_argument("--split", default="test", help="the part of the data (default test)")
+    command.add_argument("--limit", type=int, help="at most so many examples, classes in proportion (default 64)")
+    command.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="the range of the data's values")
+    command.add_argument("--size", type=int, help="resize and crop images to this height and width")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+    command.add_argument("--probabilities", action="store_true", help="the models return probabilities")
+    command.add_argument(
+        "--trust-pickle", action="store_true", help="load pickled models: they can run any code on this machine"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print."""
+    from advkit import data as data_by_name
+    from advkit import models as models_by_name
+    from advkit.benchmarks.doctor import EXAMPLES, diagnose
+    from advkit.benchmarks.plan import plan
+    from advkit.combine import Worst
+
+    low, high = arguments.range or (None, None)
+    limit = EXAMPLES if arguments.limit is None else arguments.limit
+    options = {"split": arguments.split, "limit": limit, "seed": arguments.seed, "size": arguments.size}
+    data = data_by_name.load(arguments.data, **options, low=low, high=high)
+    given = {"device": arguments.device, "trust_pickle": arguments.trust_pickle, "probabilities": arguments.probabilities}
+    model = models_by_name.load(arguments.model, **given)
+    surrogate = None if arguments.surrogate is None else models_by_name.load(arguments.surrogate, **given).module
+    planned = plan(
+        model,
+        data,
+        threat=arguments.threat,
+        attacks=arguments.attack,
+        access=arguments.access,
+        device=arguments.device,
+        seed=arguments.seed,
+    )
+    attacks = tuple(attack for _, attack in planned.attacks) if arguments.attack else ()
+    x, y = data.batch(0, len(data))
+    found = diagnose(
+        model,
+        x.to(planned.device, planned.dtype),
+        y.to(planned.device),
+        planned.threat,
+        attack=Worst(attacks) if len(attacks) > 1 else next(iter(attacks), None),
+        surrogate=surrogate,
+        access=planned.access,
+        seed=arguments.seed,
+        data=arguments.data,
+    )
+    if arguments.json:
+        print(json.dumps([finding.to_json() for finding in found], indent=2))
+    else:
+        for note in planned.notes:
+            print(f"note: {note}")
+        show(found, f"{model.name} on {data.name}, {arguments.threat}")
+    return int(any(finding.severity == "suspect" for finding in found))
+
+
+def show(found: Sequence[Finding], title: str) -> None:
+    """Print the findings as a table, then what to do about those that fired."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("check", "verdict", "evidence", title=escape(title))
+    for finding in found:
+        table.add_row(finding.check, finding.severity, escape(finding.evidence))
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
+    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
+    with console.capture() as captured:
+        console.print(table)
+    print(captured.get(), end="")
+    for finding in found:
+        if finding.severity != "fine":
+            print(f"{finding.check}: {finding.advice}\n  {finding.command}")
