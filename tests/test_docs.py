@@ -1,6 +1,7 @@
 """The documents: their Python runs, their commands parse, their links lead somewhere, their tables are what the code says."""
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -17,6 +18,8 @@ import torch
 import advkit
 from advkit import spec
 from advkit.attacks import ATTACKS
+from advkit.benchmarks import suitefile
+from advkit.benchmarks.gates import Gate
 from advkit.benchmarks.result import Evaluation
 from advkit.benchmarks.suites import SUITES
 from advkit.cli import parser
@@ -47,7 +50,7 @@ def prose(page):
 
 
 def test_every_block_says_what_it_is():
-    known = {"python", "python no-run", "console", "text"}
+    known = {"python", "python no-run", "console", "text", "toml", "yaml"}
     for page in PAGES:
         infos = [line[3:] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("```")]
         assert set(infos[::2]) <= known, name_of(page)
@@ -129,8 +132,35 @@ def test_commands_parse(page, command):
     for attack in given.get("attack") or []:
         if attack not in SUITES:
             spec.parse(attack, ATTACKS, "attack")
+    for gate in given.get("require") or []:
+        Gate.parse(gate)
     if given.get("defense"):
         spec.parse(given["defense"], DEFENSES, "defense", defaults={"threat": advkit.Lp(2, 1)})
+
+
+def test_suites_can_be_read():
+    found = [suitefile.parse(text, name_of(page)) for page in PAGES for text in blocks(page, "toml")]
+    assert found
+    page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
+    described = " ".join(row[0] for row in table_rows(page)).replace("`", "").replace(",", "").split()
+    fields = {field.name for field in dataclasses.fields(suitefile.Suite)}
+    assert {name for name in described if "." not in name} == fields - {"models", "threats"} | {"attacks"}
+
+
+def test_the_steps_of_the_workflow_are_commands():
+    yaml = pytest.importorskip("yaml")
+    steps = [
+        step
+        for page in PAGES
+        for text in blocks(page, "yaml")
+        for job in yaml.safe_load(text)["jobs"].values()
+        for step in job["steps"]
+    ]
+    lines = [line for step in steps for line in step.get("run", "").splitlines() if line.startswith("advkit ")]
+    assert [line.split()[1] for line in lines] == ["benchmark", "compare"]
+    for line in lines:
+        given = vars(parser().parse_args(shlex.split(line)[1:]))
+        assert given["run"]
 
 
 def options(command):

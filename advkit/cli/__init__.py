@@ -18,13 +18,14 @@ examples:
   advkit attack --model m.safetensors --data mnist-5k --threat "linf(0.1)" --out run
   advkit list attacks
 
-Documentation: docs/ in the source; each command has its own --help. Exit codes: 0 done, 2 misuse or stopped.
+Documentation: docs/ in the source; each command has its own --help. Exit codes: 0 done, 1 a gate or check failed, 2 misuse or
+stopped.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    from advkit.cli import attack, listing, patch, train, transfer, universal
+    from advkit.cli import attack, benchmark, compare, doctor, listing, patch, report, train, transfer, universal
 
     top = argparse.ArgumentParser(
         prog="advkit",
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"advkit {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (attack, train, transfer, patch, universal, listing):
+    for command in (attack, benchmark, report, compare, doctor, train, transfer, patch, universal, listing):
         command.add(commands)
     return top
 

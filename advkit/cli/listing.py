@@ -57,6 +57,12 @@ def _suites() -> list[tuple[str, str]]:
     return [(name, (inspect.getdoc(suite) or "").splitlines()[0]) for name, suite in SUITES.items()]
 
 
+def _benchmarks() -> list[tuple[str, str]]:
+    from advkit.benchmarks.suitefile import shipped
+
+    return [(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for name, path in shipped().items()]
+
+
 def _threats() -> list[tuple[str, str]]:
     from advkit.norms import norm_name
     from advkit.threat import BALLS, CHANGES
@@ -88,6 +94,7 @@ def _defenses() -> list[tuple[str, str]]:
 
 LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "attacks": _attacks,
+    "benchmarks": _benchmarks,
     "data": _data,
     "defenses": _defenses,
     "models": _models,

@@ -78,8 +78,8 @@ def training(epochs: int) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextlib.contextmanager
-def transferring() -> Iterator[Callable[[float, str], None]]:
-    """Progress of a transfer matrix."""
+def shares() -> Iterator[Callable[[float, str], None]]:
+    """Progress of what says its share and a text."""
     with _bar() as tell:
         yield tell
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from advkit import data as data_by_name
     from advkit import models as models_by_name
     from advkit.benchmarks.transfer import ATTACK, check_out, transfer_matrix
-    from advkit.cli.progress import transferring
+    from advkit.cli.progress import shares
     from advkit.errors import UsageError
 
     if arguments.out is not None:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = data_by_name.load(arguments.data, **options, low=low, high=high, size=arguments.size)
     given = {"device": arguments.device, "trust_pickle": arguments.trust_pickle, "probabilities": arguments.probabilities}
     models = {spec: models_by_name.load(spec, **given) for spec in arguments.model}
-    with transferring() as report:
+    with shares() as report:
         result = transfer_matrix(
             models,
             data,

@@ -1,0 +1,190 @@
+"""Running a benchmark: every cell that is not there yet, the checks, and the records of it all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advkit import spec
+from advkit.benchmarks import engines, suitefile
+from advkit.benchmarks.cells import Prepared, prepare
+from advkit.benchmarks.checking import check_model
+from advkit.benchmarks.folder import locked
+from advkit.benchmarks.gates import Gate, decisions
+from advkit.benchmarks.memory import Fit
+from advkit.benchmarks.records import Records, collect, nothing
+from advkit.benchmarks.store import Store
+from advkit.benchmarks.suitefile import Suite
+from advkit.benchmarks.work import Done, Task
+from advkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a benchmark stands.
+
+    Attributes:
+        share: The share of the cells that are done, over all blocks.
+        text: What was done last.
+    """
+
+    share: float
+    text: str
+
+
+def run(
+    suite: Suite | str | Path,
+    *,
+    out: str | Path | None = None,
+    models: Mapping[str, Any] | None = None,
+    data: Any = None,
+    device: str = "cpu",
+    engine: str = "local",
+    require: Sequence[str | Gate] = (),
+    strict: bool = False,
+    sequential: bool = False,
+    trust_pickle: bool = False,
+    probabilities: bool = False,
+    command: str = "",
+    report: Callable[[Status], None] | None = None,
+) -> Records:
+    r"""Run a suite: every model against every threat model, and keep a row for each attempt.
+
+    What is in ``out`` and depends on nothing that has changed is not run again: the key of a cell is a digest of the model, the
+    data, the attack with its code and its settings, and of the options.
+
+    Arguments:
+        suite: A suite, the path of its TOML file, or the name of one that advkit ships.
+        out: The folder for the rows; by default, one that is gone when the result is.
+        models: Models beside those of the suite, by name: a module, another callable, or a spec.
+        data: The examples in place of the suite's: a pair (x, y), an ``advkit.data.Data`` or a spec.
+        device: Where to run; under torchrun, ``cuda`` is a GPU for each process.
+        engine: ``local``, or ``ray`` for the workers of a Ray cluster.
+        require: Gates, as ``robust[linf(8/255)] >= 0.45``; checked before anything runs. What they say of the result is
+            ``advkit.benchmarks.gates.decisions``.
+        strict: Whether a gate that is not decided fails.
+        sequential: Whether to stop after the block at which every gate is decided; the intervals are those that allow it.
+        trust_pickle: Whether pickled models may be loaded, which can run any code.
+        probabilities: Whether the models return probabilities.
+        command: What repeats the run, for reports.
+        report: Called after each cell and block.
+
+    Raises:
+        UsageError: Something given is not of this form; the message says what was given and what is allowed.
+
+    >>> import torch
+    >>> text = 'title = "t"\nattacks = ["fgsm"]\nchecks = false\n[[threats]]\nthreat = "linf"\nradii = [0.1, 0.4]'
+    >>> digits, x = (lambda x: x.flatten(1)), torch.eye(3).view(3, 1, 1, 3) * 0.5
+    >>> records = run(suitefile.parse(text), models={"m": digits}, data=(x, torch.arange(3)))
+    >>> [str(records.robust("m", "linf", eps)) for eps in (0.1, 0.4)]
+    ['100.00 % [29.24, 100.00]', '0.00 % [0.00, 70.76]']
+    """
+    spec.check_choice("engine", engine, engines.ENGINES)
+    if sequential and not require:
+        raise UsageError(
+            "there is nothing to decide: the sequential mode stops when every gate is decided; require at least one"
+        )
+    if engine != "local" and engines.group()[1] > 1:
+        raise UsageError("torchrun and the engine ray were both given; the work is divided by one of them")
+    wanted = suite if isinstance(suite, Suite) else suitefile.read(suite)
+    with engines.joined():
+        place = engines.device_of(device)
+        given = {"models": models, "data": data, "trust_pickle": trust_pickle, "probabilities": probabilities}
+        prepared = prepare(wanted, device=place, **given)
+        gates = [gate if isinstance(gate, Gate) else Gate.parse(gate) for gate in require]
+        # What was not measured is said now, not after hours.
+        wishes = {"require": [gate.text for gate in gates], "strict": strict, "sequential": sequential}
+        decisions(nothing(prepared.about((), command, wishes)))
+        with _folder(out) as path:
+            Run(prepared, Store(path), engine, command, wishes, report).go()
+            records = collect(Store(path))
+        if out is None:
+            # A folder of its own lasts as long as the records.
+            weakref.finalize(records, shutil.rmtree, path, ignore_errors=True)
+        return records
+
+
+@contextlib.contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """The folder of the rows, locked against other runs."""
+    path = Path(tempfile.mkdtemp(prefix="advkit-") if out is None else out)
+    if engines.group()[0] > 0:
+        yield path
+        return
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out should be a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = locked(path)
+    try:
+        yield path
+    finally:
+        os.close(lock)
+
+
+class Run:
+    """One run of a prepared suite into a store."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: Store,
+        engine: str,
+        command: str,
+        gates: Mapping[str, Any],
+        report: Callable[[Status], None] | None,
+    ) -> None:
+        self.prepared, self.store, self.report, self.command, self.gates = prepared, store, report, command, gates
+        self.engine = engines.ENGINES[engine]
+        self.fit = Fit(prepared.block)
+        self.all = sum(map(len, prepared.cells.values())) * len(prepared.starts)
+        self.done = 0
+
+    def go(self) -> None:
+        """Do all that is left; in the sequential mode, until every gate is decided."""
+        starts = list(self.prepared.starts)
+        self._claim(starts)
+        if not self.gates["sequential"]:
+            self._tasks(starts)
+        else:
+            for n, start in enumerate(starts, 1):
+                self._tasks([start])
+                self._claim(starts[:n])
+                if all(decision.verdict != "undecided" for decision in decisions(collect(self.store))):
+                    break
+        self._check()
+
+    def _claim(self, starts: Sequence[int]) -> None:
+        if engines.group()[0] == 0:
+            self.store.claim(self.prepared.about(starts, self.command, self.gates))
+        engines.barrier()
+
+    def _tasks(self, starts: Sequence[int]) -> None:
+        every = [Task(model, start) for start in starts for model in self.prepared.models]
+        left = [task for task in every if engines.missing(self.prepared, self.store, task)]
+        self.done += sum(len(self.prepared.cells[task.model]) for task in every if task not in left)
+        engines.barrier()
+        self.engine(self.prepared, self.store, left, self.fit, self._tell)
+
+    def _tell(self, done: Done) -> None:
+        self.done += 1
+        if self.report:
+            what = done.cell.attack or "clean answers"
+            self.report(Status(min(self.done / self.all, 1.0), f"{done.cell.model}, {done.cell.family or 'clean'}, {what}"))
+
+    def _check(self) -> None:
+        """Run the checks that were not run yet."""
+        if self.prepared.suite.checks and engines.group()[0] == 0:
+            for name in self.prepared.models:
+                key = self.prepared.checks_key(name)
+                if self.store.read_checks(key) is None:
+                    if self.report:
+                        self.report(Status(1.0, f"{name}, checks"))
+                    self.store.write_checks(key, [f.to_json() for f in check_model(self.prepared, name)])
+        engines.barrier()
