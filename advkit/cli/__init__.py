@@ -25,7 +25,20 @@ stopped.
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    from advkit.cli import attack, benchmark, compare, doctor, listing, patch, report, train, transfer, universal
+    from advkit.cli import (
+        attack,
+        benchmark,
+        compare,
+        crosscheck,
+        doctor,
+        listing,
+        patch,
+        profile,
+        report,
+        train,
+        transfer,
+        universal,
+    )
 
     top = argparse.ArgumentParser(
         prog="advkit",
@@ -36,7 +49,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"advkit {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (attack, benchmark, report, compare, doctor, train, transfer, patch, universal, listing):
+    for command in (
+        attack,
+        benchmark,
+        report,
+        compare,
+        doctor,
+        crosscheck,
+        profile,
+        train,
+        transfer,
+        patch,
+        universal,
+        listing,
+    ):
         command.add(commands)
     return top
 

@@ -1,0 +1,120 @@
+"""``advkit crosscheck``: the same threat model through other libraries, and why they break what advkit does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advkit.benchmarks.crosscheck import CrossCheck
+
+EXAMPLES = """\
+examples:
+  advkit crosscheck --model m.safetensors --data mnist-5k --threat "linf(0.1)"
+  advkit crosscheck --model m.safetensors --data mnist-5k --threat "l2(1)" --library foolbox --library adv-lib --out check
+
+Libraries: foolbox, torchattacks, adv-lib, autoattack (https://github.com/fra31/auto-attack). Exit codes: 0 everything is
+explained, 1 another library broke an example and nothing explains why advkit does not, 2 misuse or stopped.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "crosscheck",
+        help="run other libraries too, and explain what only they break",
+        description="Run the same threat model through other libraries; explain each example that only they break.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--model", required=True, help="advkit list models")
+    command.add_argument("--data", required=True, help="advkit list data")
+    command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; an l_p ball')
+    command.add_argument("--attack", action="append", help="our attacks or a suite (default standard); repeatable")
+    command.add_argument("--library", action="append", metavar="NAME", help="with whom (default: all installed); repeatable")
+    command.add_argument("--split", default="test", help="the part of the data (default test)")
+    command.add_argument("--limit", type=int, default=100, help="at most so many examples (default 100)")
+    command.add_argument("--batch-size", type=int, help="examples at a time")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the result and the points")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, keep and print."""
+    from advkit.benchmarks.crosscheck import check_folder, crosscheck
+    from advkit.cli.progress import shares
+
+    if arguments.out is not None:
+        check_folder(arguments.out)
+    with shares() as report:
+        result = crosscheck(
+            arguments.model,
+            arguments.data,
+            threat=arguments.threat,
+            attacks=arguments.attack,
+            libraries=arguments.library,
+            limit=arguments.limit,
+            split=arguments.split,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            seed=arguments.seed,
+            report=report,
+        )
+    if arguments.out is not None:
+        result.save(arguments.out)
+    if arguments.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        show(result)
+    return 1 if result.unexplained else 0
+
+
+def show(result: CrossCheck) -> None:
+    """Print what every library broke, and why some examples were broken by others only."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    for note in result.notes:
+        print(f"note: {note}")
+    run = result.run
+    title = f"{run['model']['name']} on {run['data']['name']}, {run['threat']}: {result.right} of {result.examples} right"
+    table = Table("library", "broke", "only they", "only we", "invalid", "seconds", "attacks", title=escape(title))
+    for tally in (result.ours, *result.libraries):
+        counts = (tally.broke, tally.only_they, tally.only_we, tally.invalid, f"{tally.seconds:.1f}")
+        own = tally is result.ours
+        table.add_row(
+            tally.library,
+            *("-" if own and 0 < k < 4 else str(count) for k, count in enumerate(counts)),
+            escape("\n".join(tally.attacks)),
+        )
+    only = Table("example", "library", "attack", "distance", "why", title="broken by others only")
+    for row in result.rows:
+        only.add_row(str(row.index), row.library, escape(row.attack), f"{row.distance:.5g}", escape(row.sentence))
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
+    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
+    with console.capture() as captured:
+        console.print(table, *([only] if result.rows else []))
+    print(captured.get(), end="")
+    for tally in result.libraries:
+        for failure in tally.failures:
+            print(f"{tally.library}: {failure}")
+    print(verdict(result))
+
+
+def verdict(result: CrossCheck) -> str:
+    """The result in a sentence."""
+    if not result.rows:
+        return "no other library broke an example that advkit did not"
+    left = len(result.unexplained)
+    examples = len({row.index for row in result.rows})
+    return f"{examples} examples were broken by others only; " + (
+        f"{left} rows are unexplained" if left else "all are explained"
+    )
