@@ -9,12 +9,11 @@ DEMO := build/demo
 
 demo: $(VENV)/.core
 	rm -rf $(DEMO)
-	$(BIN)/advkit train --model mnist-cnn --data mnist-5k --out $(DEMO)/digits.safetensors
-	$(BIN)/advkit attack --model $(DEMO)/digits.safetensors --data mnist-5k --threat "linf(0.1)" --attack fgsm --attack pgd \
-		--alone --out $(DEMO)/fixed
-	$(BIN)/advkit attack --model $(DEMO)/digits.safetensors --data mnist-5k --threat linf --attack fmn --limit 500 \
-		--out $(DEMO)/closest
-	@echo "pictures: $(DEMO)/fixed/pictures; the curve: $(DEMO)/closest/curve.png"
+	$(BIN)/advkit train --model mnist-cnn --data mnist-5k --out $(DEMO)/plain.safetensors
+	$(BIN)/advkit train --model mnist-cnn --data mnist-5k --defense "pgd(steps=3, step=0.08)" --threat "linf(0.15)" --epochs 6 \
+		--out $(DEMO)/robust.safetensors
+	$(BIN)/advkit benchmark demo --model $(DEMO)/plain.safetensors --model $(DEMO)/robust.safetensors --data mnist-5k \
+		--out $(DEMO)/run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
