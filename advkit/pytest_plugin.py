@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pytest
 
+from advkit.errors import UsageError
+
 if TYPE_CHECKING:
     from advkit.benchmarks.gates import Gate
+    from advkit.benchmarks.plan import Plan
     from advkit.benchmarks.result import Evaluation
 
 _SAID = pytest.StashKey[list[str]]()
+_PROPERTY = "robustness"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,22 +35,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start without a requirement."""
+    out = _folder(config)
+    if out is not None and out.exists() and not out.is_dir():
+        raise pytest.UsageError(f"--robustness-out is {out}, which is a file; it should be a folder")
     config.stash[_SAID] = []
+    config.pluginmanager.register(_Summary())
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say what each requirement came to, as one that too few examples decide passes too."""
-    said = config.stash[_SAID]
-    if said:
-        terminalreporter.section("robustness")
-        for sentence in said:
-            terminalreporter.line(sentence)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send what was said with the report of the test, which is all that comes back from a worker of pytest-xdist."""
+    report = yield
+    said = item.config.stash[_SAID]
+    report.user_properties += [(_PROPERTY, sentence) for sentence in said]
+    said.clear()
+    return report
+
+
+class _Summary:
+    """Says what each requirement came to, as one that too few examples decide passes too."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.said += [str(sentence) for name, sentence in report.user_properties if name == _PROPERTY]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.said:
+            terminalreporter.section("robustness")
+            for sentence in self.said:
+                terminalreporter.line(sentence)
+
+
+def _folder(config: pytest.Config) -> Path | None:
+    """The folder that is given; a test may change the working directory."""
+    out = config.getoption("--robustness-out")
+    return None if out is None else config.invocation_params.dir / out
 
 
 @pytest.fixture(scope="session")
 def robustness(pytestconfig: pytest.Config) -> Robustness:
     """Attack a model: ``robustness(model, data, threat="linf(0.1)")``; see :class:`Robustness`."""
-    return Robustness(pytestconfig.getoption("--robustness-out"), pytestconfig.stash[_SAID])
+    return Robustness(_folder(pytestconfig), pytestconfig.stash[_SAID])
+
+
+def _brief(call: Callable[P, T]) -> Callable[P, T]:
+    """The same, whose UsageError comes from the line of the test: the sentence says all, and what caused it stays."""
+
+    @functools.wraps(call)
+    def brief(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True
+        try:
+            return call(*args, **kwargs)
+        except UsageError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    return brief
 
 
 class Robustness:
@@ -55,6 +106,7 @@ class Robustness:
         self.out, self.said = out, [] if said is None else said
         self._made: dict[str, Evaluation] = {}
 
+    @_brief
     def __call__(
         self, model: Any, data: Any, *, threat: Any, limit: int | None = None, split: str = "test", **given: Any
     ) -> Evaluation:
@@ -72,7 +124,7 @@ class Robustness:
             UsageError: As evaluate.
         """
         from advkit import models
-        from advkit.benchmarks.evaluate import examples_of, execute
+        from advkit.benchmarks.evaluate import examples_of
         from advkit.benchmarks.plan import plan
 
         loaded = models.load(model, device=given.get("device", "cpu")) if isinstance(model, str) else models.wrap(model)
@@ -81,9 +133,19 @@ class Robustness:
         key = hashlib.sha256(json.dumps(planned.identity(), sort_keys=True).encode()).hexdigest()[:16]
         if key not in self._made:
             name = re.sub(r"[^\w.-]+", "-", Path(loaded.name).name).strip("-.") or "model"
-            self._made[key] = execute(planned, self.out / f"{name}-{key}" if self.out else None, None)
+            self._made[key] = self._execute(planned, f"{name}-{key}")
         return self._made[key]
 
+    def _execute(self, plan: Plan, name: str) -> Evaluation:
+        from advkit.benchmarks.evaluate import execute
+
+        if self.out is None:
+            return execute(plan, None, None)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with _in_turn(self.out / f".{name}.lock"):
+            return execute(plan, self.out / name, None)
+
+    @_brief
     def require(self, model: Any, data: Any, gate: str, **given: Any) -> Evaluation:
         """Fail the test if the model is significantly worse than a gate asks for.
 
@@ -109,7 +171,6 @@ class Robustness:
         __tracebackhide__ = True
         from advkit.benchmarks.gates import Gate, decide
         from advkit.benchmarks.records import of_evaluation
-        from advkit.errors import UsageError
 
         parsed = Gate.parse(gate)
         if "threat" in given:
@@ -120,6 +181,17 @@ class Robustness:
             if decision.verdict == "failed":
                 pytest.fail(_why(decision.sentence, result), pytrace=False)
         return result
+
+
+@contextlib.contextmanager
+def _in_turn(path: Path) -> Iterator[None]:
+    """Wait for the other workers of pytest-xdist that make the same evaluation, where a system has locks."""
+    with path.open("w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _attacked(gate: Gate) -> dict[str, Any]:

@@ -7,26 +7,29 @@ broken within a radius is broken within every greater one, so that later cells n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import advkit as package
 from advkit import models as models_by_name
 from advkit.benchmarks.plan import STAND_IN, Plan, parse_threat, plan, threat_name
 from advkit.benchmarks.store import FORMAT
-from advkit.benchmarks.suitefile import Entry, Suite, Threat
+from advkit.benchmarks.suitefile import Entry, Suite, Threat, check_name
 from advkit.data import Data
 from advkit.engine import Attack
 from advkit.errors import UsageError
 from advkit.fast import fast
 from advkit.models import Model
-from advkit.models.digest import digest_of
-from advkit.threat import Lp
+from advkit.models.digest import digest_file, digest_of
+from advkit.threat import Change, Lp
 from advkit.version import __version__
 
 
@@ -92,7 +95,7 @@ class Prepared:
     def about(self, starts: Sequence[int], command: str, gates: Mapping[str, Any]) -> dict[str, Any]:
         """What ``benchmark.json`` says, for the blocks that count, with what repeats the run and its gates."""
         suite, data = self.suite, self.data
-        some = next(iter(self.plans.values()))
+        seen = sorted({plan.access for plan in self.plans.values()})
         kind = {"kind": data.kind, "low": data.low, "high": data.high}
         return {
             "format": FORMAT,
@@ -106,7 +109,7 @@ class Prepared:
             "families": {threat.family: self._family(threat) for threat in suite.threats},
             "seeds": list(suite.seeds),
             "alone": suite.alone,
-            "access": some.access.name.lower(),
+            "access": ", ".join(access.name.lower() for access in seen),
             "budget": suite.budget,
             "votes": suite.votes,
             "fast": suite.fast,
@@ -122,12 +125,14 @@ class Prepared:
         return {**described, "checks": self.checks_key(name)}
 
     def _family(self, threat: Threat) -> dict[str, Any]:
-        cells = [cell for cell in next(iter(self.cells.values())) if cell.family == threat.family]
+        # Models that answer with less are attacked by others.
+        cells = [cell for cells in self.cells.values() for cell in cells if cell.family == threat.family]
         return {"radii": list(dict.fromkeys(c.eps for c in cells)), "attacks": list(dict.fromkeys(c.attack for c in cells))}
 
     def checks_key(self, model: str) -> str:
         """The hex digest of all that the checks of a model depend on."""
-        return _key({"checks": [cell.key for cell in self.cells[model]], "advkit": __version__})
+        cells, everyone = [cell.key for cell in self.cells[model]], {name: one.digest for name, one in self.models.items()}
+        return _key({"checks": cells, "models": everyone, "advkit": __version__})
 
 
 def prepare(
@@ -157,22 +162,22 @@ def prepare(
     if not suite.data and data is None:
         raise UsageError(f"the suite {suite.title!r} names no data; give some (--data mnist-5k, or data= in Python)")
     examples = _shuffled(_examples(suite, data))
-    entries = {entry.name: entry for entry in suite.models}
+    if suite.compile and not suite.fast:
+        raise UsageError("compile is for the stand-in, and none is asked for; give fast as well, or leave compile out")
+    examples = _shuffled(_examples(suite, data))
     loaded, training = {}, {}
-    for name, given in {**{entry.name: entry.model for entry in suite.models}, **(models or {})}.items():
+    for entry in _entries(suite, models or {}):
         options: dict[str, Any] = {"device": device, "trust_pickle": trust_pickle, "probabilities": probabilities}
-        wrapped = models_by_name.load(given, **options) if isinstance(given, str) else models_by_name.wrap(given)
-        loaded[name] = wrapped
-        training[name] = _training(entries.get(name), given)
+        given = entry.model
+        loaded[entry.name] = models_by_name.load(given, **options) if isinstance(given, str) else models_by_name.wrap(given)
+        training[entry.name] = _training(entry)
     plans: dict[tuple[str, str, float | None], Plan] = {}
-    attacks: dict[str, Attack] = {}
     for name, model in loaded.items():
         stand_in = fast(model.module, compile=suite.compile) if suite.fast else None
         for threat in suite.threats:
-            for eps, names in _radii(threat):
-                made = replace(_plan(suite, model, examples, threat.family, eps, names, device), fast=stand_in)
-                plans[name, threat.family, eps] = made
-                attacks |= dict(made.attacks)
+            for eps, made in _plans(suite, threat, model, examples, device).items():
+                plans[name, threat.family, eps] = replace(made, fast=stand_in)
+    attacks = {name: attack for made in plans.values() for name, attack in made.attacks}
     some = next(iter(plans.values()))
     block = suite.block or some.batch_size
     digest = some.data_digest
@@ -180,38 +185,58 @@ def prepare(
     return Prepared(suite, examples, loaded, cells, attacks, plans, block, _notes(suite, loaded, plans), digest, training)
 
 
+def _entries(suite: Suite, models: Mapping[str, Any]) -> list[Entry]:
+    """The models of the suite and those beside them."""
+    for name in models:
+        check_name(name)
+        if name in [entry.name for entry in suite.models]:
+            raise UsageError(f"the suite has a model {name} already; give the other one another name")
+    return [*suite.models, *(Entry(name, model) for name, model in models.items())]
+
+
 def _examples(suite: Suite, data: Any) -> Data:
     from advkit.benchmarks.evaluate import examples_of
 
-    return examples_of(suite.data if data is None else data, suite.split, suite.limit, 0)
+    examples = examples_of(suite.data if data is None else data, suite.split, suite.limit, 0)
+    if len(examples.index.unique()) < len(examples):
+        raise UsageError(f"two examples of {examples.name} have the same number; each should have one of its own")
+    return examples
 
 
 def _shuffled(data: Data) -> Data:
     return data.select(torch.randperm(len(data), generator=torch.Generator().manual_seed(0)))
 
 
-def _training(entry: Entry | None, given: Any) -> float | None:
+def _training(entry: Entry) -> float | None:
     """What a model's training took: as the suite says, or as advkit's own checkpoint does."""
     from advkit.models import checkpoint
 
-    if entry is not None and entry.training_seconds is not None:
+    if entry.training_seconds is not None:
         return entry.training_seconds
-    if not isinstance(given, str) or not given.endswith(".safetensors"):
+    if not isinstance(entry.model, str) or not entry.model.endswith(".safetensors"):
         return None
-    seconds = checkpoint.read(given)[1].get("seconds")
-    return None if seconds is None else float(seconds)
+    said = checkpoint.read(entry.model)[1].get("seconds", "nan")
+    try:
+        seconds = float(said)
+    except ValueError:  # what another program means by it
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
-def _radii(threat: Threat) -> list[tuple[float | None, tuple[str, ...]]]:
-    """The radii of a family, in the order they are attacked in, each with its attacks; None for the closest example."""
-    closest: list[tuple[float | None, tuple[str, ...]]] = [(None, threat.closest)] if threat.closest else []
-    return [*closest, *((eps, threat.attacks) for eps in threat.radii)]
+def _plans(suite: Suite, threat: Threat, model: Model, data: Data, device: str) -> dict[float | None, Plan]:
+    """The plan of each radius of a family, in the order they are attacked in; that of None is for the closest example."""
+    given = parse_threat(threat.family, data)
+    within = {eps: replace(given, eps=eps) if isinstance(given, Lp) else given for eps in sorted(threat.radii)}
+    found: dict[float | None, Plan] = {}
+    if threat.closest:
+        found[None] = _plan(suite, given, threat.closest, model, data, device)
+    if within:
+        first = _plan(suite, next(iter(within.values())), threat.attacks, model, data, device)
+        found |= {eps: replace(first, threat=one) for eps, one in within.items()}
+    return found
 
 
-def _plan(suite: Suite, model: Model, data: Data, family: str, eps: float | None, names: tuple[str, ...], device: str) -> Plan:
-    threat = parse_threat(family, data)
-    if isinstance(threat, Lp) and eps is not None:
-        threat = replace(threat, eps=eps)
+def _plan(suite: Suite, threat: Lp | Change, names: tuple[str, ...], model: Model, data: Data, device: str) -> Plan:
     return plan(
         model,
         data,
@@ -234,21 +259,34 @@ def _cells(
     digest: str,
     block: int,
 ) -> list[Cell]:
-    common = {"advkit": __version__, "model": model.digest, "data": digest, "block": block, "votes": suite.votes}
+    device = next(iter(plans.values())).device.type
+    common = {"code": _code(), "model": model.digest, "data": digest, "block": block, "votes": suite.votes, "device": device}
     cells = [Cell(name, None, None, None, None, _key(common))]
     common |= {"budget": suite.budget, "fast": suite.fast, "compile": suite.compile, "keep": suite.keep}
     for threat in suite.threats:
         for seed in suite.seeds:
             before = ""
-            for eps, _ in _radii(threat):
-                made = plans[name, threat.family, eps]
+            for eps, made in _of(plans, name, threat.family).items():
                 for attack, built in made.attacks:
-                    what = {"threat": threat_name(made.threat), "access": made.access.name, "seed": seed, "before": before}
-                    key = _key({**common, **what, "attack": attack, "version": digest_of(built)})
-                    # Which examples an attack meets depends on the attacks before it.
-                    before = "" if suite.alone else key
+                    what = {"threat": threat_name(made.threat), "access": made.access.name, "seed": seed}
+                    # Which examples an attack meets inside a radius depends on all attacks before it.
+                    met = before if eps is not None and not suite.alone else ""
+                    key = _key({**common, **what, "before": met, "attack": attack, "version": digest_of(built)})
+                    before = _key({"before": before, "then": key})
                     cells.append(Cell(name, threat.family, eps, attack, seed, key))
     return cells
+
+
+def _of(plans: Mapping[tuple[str, str, float | None], Plan], name: str, family: str) -> dict[float | None, Plan]:
+    """The plans of one model and family, by their radii, in their order."""
+    return {eps: made for (model, of, eps), made in plans.items() if (model, of) == (name, family)}
+
+
+@functools.cache
+def _code() -> str:
+    """The hex digest of the code that attacks share; the file of each is in its own."""
+    files = sorted(Path(package.__file__).parent.glob("*.py"))
+    return _key({file.name: digest_file(file) for file in files})
 
 
 def _key(content: Mapping[str, Any]) -> str:

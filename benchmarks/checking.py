@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import replace
 
+from advkit.attacks import FGSM
 from advkit.benchmarks.cells import Prepared
 from advkit.benchmarks.doctor import diagnose
 from advkit.benchmarks.findings import Finding
+from advkit.benchmarks.probe import inner
+from advkit.benchmarks.records import shown
 from advkit.engine import Attack
 from advkit.oracle import Access
 
@@ -19,7 +20,7 @@ EXAMPLES = 64
 
 def check_model(prepared: Prepared, name: str) -> list[Finding]:
     """What the checks find of one model, under every family of threat models that has a radius."""
-    found = []
+    found: list[Finding] = []
     for threat in prepared.suite.threats:
         if not threat.radii:
             continue
@@ -27,7 +28,7 @@ def check_model(prepared: Prepared, name: str) -> list[Finding]:
         made = prepared.plans[name, threat.family, threat.radii[len(threat.radii) // 2]]
         x, y = prepared.data.batch(0, min(EXAMPLES, len(prepared.data)))
         others = {other: model.module for other, model in prepared.models.items() if other != name}
-        found += diagnose(
+        probed = diagnose(
             made.model,
             x.to(made.device, made.dtype),
             y.to(made.device),
@@ -38,16 +39,22 @@ def check_model(prepared: Prepared, name: str) -> list[Finding]:
             access=made.access,
             data=prepared.data.name,
         )
-    # A name that reports know; the commands have the one that a model is loaded by.
-    return [replace(finding, model=name) for finding in found]
+        # The names that reports know; the commands have those that a model and a threat model are loaded by.
+        found += [replace(finding, model=name, threat=shown(threat.family, made.threat.eps)) for finding in probed]
+    return found
 
 
-def leading(attacks: Sequence[Attack]) -> Attack | None:
-    """The attack that is checked for the others: of those that climb a gradient by themselves, the one of most passes."""
-    climbing = [a for a in attacks if a.access is Access.GRADIENTS and not _nested(a) and 2 < a.cost < math.inf]
-    return max(climbing, key=lambda attack: attack.cost, default=None)
+def leading(attacks: Sequence[Attack]) -> Attack:
+    """The attack that is checked for the others: the one of most passes, if there are some of those that climb a gradient.
 
+    Of these, one that does so by itself stands for those that wrap it, which cost many times as much.
 
-def _nested(attack: Attack) -> bool:
-    values: list[Any] = [getattr(attack, field.name) for field in fields(attack)] if is_dataclass(attack) else []
-    return any(is_dataclass(one) for value in values for one in (value if isinstance(value, tuple) else (value,)))
+    >>> from advkit.attacks import FGSM, PGD, Restarts, Square
+    >>> leading([FGSM(), PGD(steps=3), Restarts(PGD(steps=9)), Square()]), leading([FGSM(), Restarts(PGD(), n=2)]).n
+    (PGD(steps=3, step=None, loss='ce', start=True, momentum=0.0), 2)
+    """
+
+    def rank(attack: Attack) -> tuple[bool, bool, int]:
+        return attack.access == Access.GRADIENTS and attack.cost > FGSM.cost, not inner(attack), attack.cost
+
+    return max(attacks, key=rank)

@@ -84,7 +84,7 @@ def sarif(summary: Row) -> str:
         for finding in summary["findings"]
         if finding["severity"] in LEVELS
     ]
-    failed = [gate for gate in summary["gates"] if gate["verdict"] == "failed"]
+    failed = [gate for gate in summary["gates"] if not gate["ok"]]
     found += [(GATE, "error", gate["model"], gate["gate"], _noted(gate), GATE_HELP) for gate in failed]
     rules: dict[str, str] = {}
     for rule, *_, advice in found:
@@ -107,14 +107,12 @@ def sarif(summary: Row) -> str:
 
 
 SARIF = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-GATE_HELP = (
-    "The whole interval of the number is on the wrong side of the gate; compare the model with the last one that passed."
-)
+GATE_HELP = "Compare the model with the last one that passed; where the gate is undecided, run more examples."
 
 
 def _message(finding: Row) -> str:
-    parts = (finding["evidence"], finding["advice"], f"Next: {finding['command']}" if finding["command"] else "")
-    return " ".join(part for part in parts if part)
+    parts = (finding["evidence"], finding["advice"], f"next: {finding['command']}" if finding["command"] else "")
+    return "; ".join(part for part in parts if part)
 
 
 def _noted(gate: Row) -> str:
@@ -127,9 +125,10 @@ def _rule(name: str, advice: str) -> dict[str, Any]:
 
 
 def _location(spec: str) -> dict[str, Any]:
-    """A place, which code scanning asks for: the model, as it was named."""
-    return {"physicalLocation": {"artifactLocation": {"uri": quote(spec, safe="/")}, "region": {"startLine": 1}}}
+    """A place, which code scanning asks for: the model's file, or the model as it was named."""
+    uri = quote(re.sub(r"(?<=\.py):.*", "", spec, flags=re.DOTALL), safe="/", errors="replace")
+    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode(errors="replace")).hexdigest()

@@ -113,10 +113,13 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """A table, and the notes as a list, for a comment on a change."""
-        lines = [HEADS, ("---",) * len(HEADS), *(row.cells() for row in self.rows)]
-        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-        notes = ["", *(f"* {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"**{self.head}** (head) beside **{self.base}** (base)", "", *table, *notes]) + "\n"
+        from advkit.benchmarks.report import marked_down
+
+        head, base, *notes = map(marked_down, (self.head, self.base, *self.notes))
+        lines = [HEADS, ("---",) * len(HEADS), *(map(marked_down, row.cells()) for row in self.rows)]
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        listed = ["", *(f"* {note}" for note in notes)] if notes else []
+        return "\n".join([f"**{head}** (head) beside **{base}** (base)", "", *table, *listed]) + "\n"
 
 
 def _numbers(row: Line) -> dict[str, float]:
@@ -169,7 +172,7 @@ def verdicts(counts: Sequence[tuple[int, int]], alpha: float = 0.05) -> list[str
 
 def _pairs(base: Records, head: Records, pairs: Mapping[str, str] | None) -> list[tuple[str, str]]:
     """The names in base and in head of the models to compare."""
-    if pairs is not None:
+    if pairs:
         for run, names in ((base, pairs.keys()), (head, pairs.values())):
             for name in names:
                 if name not in run.models:
@@ -195,7 +198,8 @@ def _lines(base: Records, head: Records, old: str, new: str) -> list[dict[str, A
         for eps in _radii(base, head, family):
             left = near > base.check_measured(family, eps), far > head.check_measured(family, eps)
             found.append({**names, "quantity": f"robust[{base.threat(family, eps)}]", **_shares(*left)})
-        if base.searched(family) and head.searched(family):
+        # Where nothing was broken there is no distance to compare.
+        if base.searched(family) and head.searched(family) and any(0 < d < math.inf for d in (*near, *far)):
             found.append({**names, "quantity": f"closest[{family}]", **_distances(near, far)})
     return found
 
@@ -247,7 +251,7 @@ def _distances(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
 
     moved = ~np.isclose(before, after, rtol=1e-6, atol=0)
     counts = {"lost": int((moved & (after < before)).sum()), "gained": int((moved & (after > before)).sum())}
-    most = max((float(d) for d in (*before, *after) if d < math.inf), default=0.0)
+    most = max(float(d) for d in (*before, *after) if d < math.inf)
     near, far = np.minimum(before, most), np.minimum(after, most)
     return {"before": float(near.mean()), "after": float(far.mean()), **counts, "difference": bootstrap(far - near)}
 
@@ -286,7 +290,10 @@ def _one_side(side: str, run: Records, other: Records, chosen: Sequence[str]) ->
         if run.searched(family) and not (family in other.families and other.searched(family)):
             alone.append(f"closest[{family}]")
     suspect = [(name, family, found.check) for name in chosen for family in run.families for found in run.suspect(name, family)]
+    sequential = (run.about.get("gates") or {}).get("sequential")
+    stopped = [f"{side} stopped when its gates were decided; the p-values are for a number of examples that is fixed before"]
     return [
+        *(stopped if sequential else []),
         *([f"only in {side}, and not compared: {', '.join(alone)}"] if alone else []),
         *(f"{name} in {side} is suspect in {family}: {check}" for name, family, check in dict.fromkeys(suspect)),
     ]

@@ -51,7 +51,7 @@ EXPLANATIONS = {
 """Why only another library broke an example."""
 
 LADDER = ((2, 3), (4, 5))
-"""(times as many steps and queries, restarts): what our attacks are tried with, the k-th at the seed after the k-th."""
+"""(times as many steps and queries, restarts): what our attacks are tried with, the first at the seed, the next at the next."""
 
 ANSWERS = 4
 """How often the model is asked for one point alone."""
@@ -319,7 +319,6 @@ class CrossCheck:
         from safetensors.torch import save
 
         path = check_folder(out)
-        path.mkdir(parents=True, exist_ok=True)
         for name in ("rows.csv", "points.safetensors"):
             (path / name).unlink(missing_ok=True)
         if self.rows:
@@ -329,7 +328,7 @@ class CrossCheck:
 
 
 def check_folder(out: str | Path) -> Path:
-    """A folder that a cross-check can be written to.
+    """A folder that a cross-check can be written to, made if it is not there.
 
     Raises:
         UsageError: It is a file, or holds something else.
@@ -337,7 +336,8 @@ def check_folder(out: str | Path) -> Path:
     path = Path(out)
     if path.is_file():
         raise UsageError(f"{path} is a file; --out should be a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / "crosscheck.json").exists():
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()) and not (path / "crosscheck.json").exists():
         raise UsageError(f"{path} holds other files; give --out a new or an empty folder")
     return path
 
@@ -403,10 +403,9 @@ def _installed(names: Sequence[str] | None, p: float) -> tuple[dict[str, Any], t
         check_choice("library", name, LIBRARIES)
     packages, notes = {}, []
     for name in names or LIBRARIES:
-        with _quiet():
-            package = LIBRARIES[name].load()
+        package, why = _loaded(name)
         if package is None:
-            notes.append(f"{name} is not installed and is left out")
+            notes.append(f"{name} {why} and is left out")
         elif p not in LIBRARIES[name].attacks:
             notes.append(f"{name} has no attack for {norm_name(p)} and is left out")
         else:
@@ -414,6 +413,15 @@ def _installed(names: Sequence[str] | None, p: float) -> tuple[dict[str, Any], t
     if not packages:
         raise UsageError(f"there is no library to compare with: {'; '.join(notes)}")
     return packages, tuple(notes)
+
+
+def _loaded(name: str) -> tuple[Any, str]:
+    """The package of a library, or None; and why there is none."""
+    try:
+        with _quiet():
+            return LIBRARIES[name].load(), "is not installed"
+    except (Exception, SystemExit) as error:  # what is wrong with what is installed is its own
+        return None, f"cannot be imported ({type(error).__name__}: {first_line(error)})"
 
 
 @contextlib.contextmanager
@@ -517,7 +525,7 @@ class _Comparison:
                 torch.manual_seed(self.plan.seed)
                 z = one.call(package, model, model.to_unit(x.clone()), y.clone(), unit, self.plan.seed)
             z = model.back(z.detach().to(x))
-        except Exception as error:  # what others raise is theirs
+        except (Exception, SystemExit) as error:  # what others raise is theirs
             found.failures.append(f"{one.name} raised {type(error).__name__}: {first_line(error)}")
             return False
         if z.shape != x.shape:
@@ -554,11 +562,12 @@ class _Comparison:
         return tuple(_with_effort(row, effort.get(self.index.index(row.index))) for row in rows)
 
     def _together(self, found: list[tuple[OnlyThey, Tensor]]) -> list[bool]:
-        """Whether each point fools the model when all of them are one batch."""
+        """Whether each point fools the model when it is one of a batch of them."""
         if not found:
             return []
-        rows = [self.index.index(row.index) for row, _ in found]
-        return self._fooled(torch.stack([z for _, z in found]), self.y[rows]).tolist()
+        z, rows = torch.stack([z for _, z in found]), [self.index.index(row.index) for row, _ in found]
+        parts = zip(z.split(self.plan.batch_size), self.y[rows].split(self.plan.batch_size), strict=True)
+        return torch.cat([self._fooled(some, labels) for some, labels in parts]).tolist()
 
     def _flaw(self, z: Tensor, i: int, once: bool) -> tuple[str, str]:
         """What is wrong with a point of row i, or with the model's answers to it."""

@@ -14,7 +14,7 @@ from advkit import data as data_by_name
 from advkit import models as models_by_name
 from advkit import spec
 from advkit.benchmarks.batch import attack_batch
-from advkit.benchmarks.folder import Batch, Folder, Row
+from advkit.benchmarks.folder import Batch, Folder, Row, resumable
 from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.plan import Plan, plan
 from advkit.benchmarks.result import Evaluation
@@ -131,12 +131,8 @@ def execute(plan: Plan, out: Path | None, report: Callable[[Status], None] | Non
     """Run what a plan says, in memory or in a folder."""
     identity = plan.identity()
     if out is not None:
-        try:
+        with resumable():
             return _execute_in(plan, out, identity, report)
-        except OSError as error:
-            where = f": {error.filename}" if error.filename else ""
-            sentence = f"{error.strerror or error}{where}; what was finished before is kept, and the same command goes on"
-            raise UsageError(sentence) from error
     batches = list(_batches(plan, 0, [], report))
     rows = [row for batch in batches for row in batch.rows]
     names = batches[0].tensors

@@ -51,6 +51,10 @@ class Finding:
             found = cls(**content)
         except TypeError:
             raise UsageError("a finding lacks a field or has one too many; repeat the run elsewhere") from None
+        texts = (found.check, found.model, found.threat, found.evidence, found.advice, found.command)
+        numbers = found.numbers.values() if isinstance(found.numbers, dict) else [None]
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) in (int, float) for number in numbers):
+            raise UsageError("a finding holds something else than texts and numbers; repeat the run elsewhere")
         if found.severity not in SEVERITIES:
             raise UsageError(f"a finding has the severity {found.severity!r}; known are {', '.join(SEVERITIES)}")
         return found

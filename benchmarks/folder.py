@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,14 +170,15 @@ def _read_rows(path: Path, keys: set[str]) -> list[Row]:
         return []
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, first_line(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, first_line(error)) from None
     if not all(isinstance(row, dict) and keys <= set(row) for row in rows):
-        raise _damaged(path, f"a row lacks one of {', '.join(sorted(keys))}")
+        raise damaged(path, f"a row lacks one of {', '.join(sorted(keys))}")
     return rows
 
 
-def _damaged(path: Path, why: str) -> UsageError:
+def damaged(path: Path, why: str) -> UsageError:
+    """What is said of a file of a run that cannot be read."""
     return UsageError(f"{path} is damaged ({why}); give another folder, or delete this one to start anew")
 
 
@@ -184,10 +186,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, first_line(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, first_line(error)) from None
     if not isinstance(content, dict):
-        raise _damaged(path, "it does not describe a run")
+        raise damaged(path, "it does not describe a run")
     return content
 
 
@@ -195,12 +197,32 @@ def replace(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Write a file whole or not at all; with ``sync``, so that it also survives a loss of power."""
     temporary = path.with_name(path.name + ".tmp")
     data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        # On a full disk, half a file is in the way of whole ones.
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say what is left where the system refuses to go on: a full disk, a folder that is gone.
+
+    Raises:
+        UsageError: The system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sentence = f"{error.strerror or error}{where}; what was finished before is kept, and the same command goes on"
+        raise UsageError(sentence) from error
 
 
 def _lines(rows: list[Row]) -> str:

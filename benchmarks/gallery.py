@@ -91,9 +91,16 @@ def card(records: Records, one: Shown) -> Card:
     data = records.about["data"]
     norm = norm_name(spec.parse(one.family, BALLS, "threat").p) if one.family in BALLS else one.family
     caption = f"{one.label} -> {one.adversarial}, {norm} {one.distance:.3g}, {one.attack}"
-    kind = "image" if one.x.ndim == 3 and one.x.shape[0] in (1, 3) and data["kind"] == "image" else data["kind"]
+    kind = _kind(one.x, data)
     make = {"image": _images, "waveform": _sounds}.get(kind, _numbers)
     return Card(caption, one.model, one.index, kind, make(one.x.double(), one.x_adv.double(), data))
+
+
+def _kind(x: Tensor, data: dict[str, Any]) -> str:
+    """What an example is shown as; an image in any range, as [-1, 1], can be seen."""
+    if x.ndim == 3 and x.shape[0] in (1, 3) and data["high"] - data["low"] < math.inf:
+        return "image"
+    return "waveform" if data["kind"] == "waveform" else "features"
 
 
 def _images(x: Tensor, x_adv: Tensor, data: dict[str, Any]) -> tuple[tuple[str, str], ...]:

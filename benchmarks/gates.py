@@ -80,8 +80,10 @@ class Gate:
         if threat == "" or (model is not None and not model.strip()):
             raise UsageError(f"the gate {text!r} lacks a name inside the brackets; {FORM}")
         family, eps = ("", math.inf) if threat is None else _threat(threat)
-        if threat is not None and family in BALLS and (eps < math.inf) != (quantity == "robust"):
-            needs = "a radius, as in robust[linf(8/255)]" if quantity == "robust" else f"no radius, as in {quantity}[linf]"
+        # A change has one radius, which is in its settings.
+        if threat is not None and (eps < math.inf) != (quantity == "robust"):
+            ball = f"an l_p ball and no radius, as in {quantity}[linf]"
+            needs = "a radius, as in robust[linf(8/255)]" if quantity == "robust" else ball
             raise UsageError(f"the gate {text!r} is on {threat}; {quantity} takes {needs}")
         return cls(text.strip(), quantity, family, eps, model and model.strip(), op, _number(text, quantity, bound))
 
@@ -125,16 +127,21 @@ class Decision:
 def decide(gate: Gate, records: Records, *, strict: bool = False, sequential: bool = False) -> list[Decision]:
     """Whether each model of a run passes a gate.
 
-    The intervals are of 95 %, so what lies exactly on the gate fails it in 1 of 40 runs at most: noise does not fail a build.
-    Those of ``clean`` and ``robust`` are exact (:func:`rate`), as is that of ``median`` (the sign test's); that of ``area`` is
-    from the bootstrap, with an example of area 0 and one of area 1 added, as a few examples that agree are not sure.
+    The intervals are of 95 %, so what lies exactly on the gate fails it in 1 of 40 runs at most, and in 1 of 20 where one looks
+    after every block: noise does not fail a build. Each gate and model is decided for itself; that any of k is decided wrongly
+    is at most k times as likely.
+
+    The intervals of ``clean`` and ``robust`` are exact (:func:`rate`), as is that of ``median`` (the sign test's). That of
+    ``area`` is from the bootstrap, with an example of area 0 and one of area 1 added, as a few examples
+    that agree are not sure.
 
     Arguments:
         gate: The gate.
         records: The run.
         strict: What is not decided fails the run, and a suspect number passes no gate that asks for more robustness: what
             would pass is undecided.
-        sequential: Use intervals that hold at every look (:func:`sequence`), so that a run may stop when it is decided.
+        sequential: Use intervals that hold at every look (:func:`sequence`), so that a run may stop when it is decided, or when
+            other gates are.
 
     Returns:
         A decision a model, in the order of the run.
@@ -184,7 +191,7 @@ def _number(text: str, quantity: str, bound: str) -> float:
     if not found:
         raise UsageError(f"the gate {text!r} compares with {bound.strip()!r}; it should be a number, as in 0.45, 45 % or 8/255")
     number = float(found[1]) / (100 if found[2] else float(found[3] or 1) or math.nan)
-    if not 0 <= number <= QUANTITIES[quantity]:
+    if not 0 <= number <= QUANTITIES[quantity] or number == math.inf:
         most = QUANTITIES[quantity]
         raise UsageError(
             f"the gate {text!r} compares with {bound.strip()}; {quantity} is a number from 0 to {most:g}, as in 45 %"
@@ -196,7 +203,7 @@ def _measured(gate: Gate, records: Records) -> str:
     """The gate's family as the run names it, after a check that the quantity was measured."""
     if gate.quantity == "clean":
         return ""
-    family = next((f for f in records.families if f == gate.family or _threat(f)[0] == gate.family), gate.family)
+    family = next((f for f in records.families if f == gate.family or split_threat(f)[0] == gate.family), gate.family)
     records.check_measured(family, gate.eps if gate.quantity == "robust" else _any_radius(records, family))
     if gate.quantity == "median" and not records.searched(family):
         raise UsageError(f"the closest distances in {family} were not searched for, so {gate.text!r} cannot be decided")

@@ -105,6 +105,8 @@ def unstable_predictions(case: Case) -> Finding | None:
         foretold.append((g.nan_to_num(0.0, 0.0, 0.0) * (z - case.x)).flatten(1).sum(1))
     ratio = torch.stack(foretold).norm(dim=0) / torch.stack(changes).norm(dim=0)
     # Where nothing changes and nothing is foretold there is nothing to compare.
+    if ratio.isnan().all():
+        return None
     off = ((ratio > FORETOLD) | (ratio < 1 / FORETOLD)) & ~ratio.isnan()
     count, median = int(off.sum()), float(ratio.nanmedian())
     return case.finding(

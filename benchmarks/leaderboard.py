@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from advkit.benchmarks.folder import read_json, replace
 from advkit.benchmarks.records import Records
+from advkit.benchmarks.report import marked_down
 from advkit.errors import UsageError
 
 
@@ -23,11 +25,16 @@ def update(path: str | Path, records: Records, reference: Sequence[str | Path] =
         reference: Files of RobustBench's ``model_info``, whose numbers are added as reported.
 
     Raises:
-        UsageError: The page has the first comment without the second, or a reference cannot be read.
+        UsageError: The page is not text, or has the first comment without the second; or a reference cannot be read.
     """
     page = Path(path)
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    first, last = (f"<!-- {words}{records.title} -->" for words in ("advkit benchmark: ", "end of "))
+    try:
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+    except UnicodeDecodeError:
+        raise UsageError(f"{page} is not text in UTF-8; give another page") from None
+    # Two hyphens would end the comment.
+    title = re.sub("-+", "-", marked_down(records.title))
+    first, last = (f"<!-- {words}{title} -->" for words in ("advkit benchmark: ", "end of "))
     block = f"{first}\n{table(records, reference)}\n{last}"
     if first not in text:
         new = f"{text.rstrip()}\n\n{block}\n".lstrip()
@@ -44,16 +51,20 @@ def table(records: Records, reference: Sequence[str | Path] = ()) -> str:
     """The table: a row a model, most robust first by the mean over the columns, and the command that repeats it."""
     columns = [(family, eps) for family in records.families for eps in records.radii(family) or records.steps(family)[4::5]]
     rows = sorted(records.models, key=lambda model: -_mean(records, model, columns))
-    cells = [
-        [_text(model), str(records.clean_accuracy(model)), *(_cell(records, model, *c) for c in columns)] for model in rows
-    ]
+    cells = [_row(records, model, columns) for model in rows]
     cells += [_reported(records, Path(file), columns) for file in reference]
     head = ["model", "clean", *(records.threat(*column) for column in columns)]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
     data = records.about["data"]
-    about = f"{len(records.clean) // max(len(rows), 1)} examples of {_text(data['name'])}, advkit {records.about['advkit']}"
-    command = records.about.get("command")
+    about = (
+        f"{len(records.clean) // max(len(rows), 1)} examples of {marked_down(data['name'])}, advkit {records.about['advkit']}"
+    )
+    command = " ".join(records.about.get("command", "").split())
     return "\n".join([*lines, "", f"{about}{f': `{command}`' if command else ''}"])
+
+
+def _row(records: Records, model: str, columns: Sequence[tuple[str, float]]) -> list[str]:
+    return [marked_down(model), str(records.clean_accuracy(model)), *(_cell(records, model, *column) for column in columns)]
 
 
 def _mean(records: Records, model: str, columns: Sequence[tuple[str, float]]) -> float:
@@ -66,19 +77,14 @@ def _cell(records: Records, model: str, family: str, eps: float) -> str:
     return f"{records.robust(model, family, eps)}{suspect}"
 
 
-def _text(name: str) -> str:
-    """A name that cannot break the table."""
-    return " ".join(name.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def _reported(records: Records, path: Path, columns: Sequence[tuple[str, float]]) -> list[str]:
     """A row of RobustBench's numbers, where the norm and the radius are the same; of several, the least that is known."""
     info: dict[str, Any] = read_json(path)
     try:
         norm, radius = {"Linf": "linf", "L2": "l2"}[path.parent.name], _fraction(str(info["eps"]))
         clean, robust = float(info["clean_acc"]), min(float(info[key]) for key in ("autoattack_acc", "external") if key in info)
-        name = f"{_text(path.stem)} ({_text(str(info['architecture']))}), as reported by RobustBench"
-    except (KeyError, TypeError, ValueError):
+        name = f"{marked_down(path.stem)} ({marked_down(str(info['architecture']))}), as reported by RobustBench"
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         what = "a folder Linf or L2 with files of eps, clean_acc, autoattack_acc and architecture"
         raise UsageError(f"{path} is not of RobustBench's model_info; that is {what}") from None
     shown = [f"{robust:.2f} %" if family == norm and math.isclose(r, radius, rel_tol=1e-6) else "" for family, r in columns]

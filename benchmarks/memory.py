@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from advkit.engine import AttackResult
-from advkit.errors import UsageError
+from advkit.errors import ModelError, UsageError
 
 T = TypeVar("T")
+_NO_MEMORY = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory")
 
 
 @dataclass
@@ -37,13 +39,13 @@ class Fit:
             part = rows[done : done + self.size]
             try:
                 found.append(call(part))
-            except RuntimeError as error:
+            except (RuntimeError, ModelError) as error:
                 self._halve(error, len(part))
                 continue
             done += len(part)
         return found
 
-    def _halve(self, error: RuntimeError, size: int) -> None:
+    def _halve(self, error: RuntimeError | ModelError, size: int) -> None:
         """Make do with half, or raise."""
         if not out_of_memory(error):
             raise error
@@ -56,7 +58,7 @@ class Fit:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def joined(parts: list[AttackResult]) -> AttackResult:

@@ -43,13 +43,20 @@ EPS, STEPS, STEP = 0.3, 40, 0.01
 
 
 def peer(name: str) -> ModuleType | None:
-    """A peer's package, or None where it is not installed; what it imports and does not need here is stood in for."""
+    """A peer's package, or None where it is not installed.
+
+    What it imports and does not need here is stood in for, while it is imported and no longer: others ask what is installed.
+    """
     if importlib.util.find_spec(name.split(".")[0]) is None:
         return None
-    for missing in ("git", "requests", "tqdm", "visdom", "torchvision"):
-        if missing not in sys.modules and importlib.util.find_spec(missing) is None:
-            sys.modules[missing] = MagicMock()
-    return importlib.import_module(name)
+    needless = ("git", "requests", "tqdm", "visdom", "torchvision")
+    absent = [one for one in needless if one not in sys.modules and importlib.util.find_spec(one) is None]
+    sys.modules.update({one: MagicMock() for one in absent})
+    try:
+        return importlib.import_module(name)
+    finally:
+        for one in absent:
+            del sys.modules[one]
 
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]

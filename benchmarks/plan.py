@@ -115,7 +115,7 @@ def plan(
     target, data, notes = _target(goal, data)
     spec.check_whole("votes", votes, 1)
     x, _ = data.batch(0, 8)
-    dtype = _dtype(model)
+    dtype = dtype_of(model)
     if all(attack.paper == "baseline" for _, attack in chosen):
         notes = (*notes, "only noise is tried, which is no adversary: the robust accuracy says little")
     notes = (
@@ -166,8 +166,8 @@ def _stand_in(model: Model, fast: bool, compile: bool) -> Fast | None:
     return make_fast(model.module, compile=compile) if fast else None
 
 
-def _dtype(model: Model) -> torch.dtype:
-    """float64 for a module in float64, else float32."""
+def dtype_of(model: Model) -> torch.dtype:
+    """What a model computes in: float64 for a module in float64, else float32."""
     first = next(model.module.parameters(), None) if isinstance(model.module, nn.Module) else None
     return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
 

@@ -33,7 +33,7 @@ class Series:
 
     Attributes:
         number: Its number, from 0: its colour and mark.
-        points: (radius, robust accuracy), least radius first.
+        points: (radius, robust accuracy), least radius first; or (number of the seed, robust accuracy).
         suspect: Whether its numbers cannot be trusted: hollow marks and a dashed line.
     """
 
@@ -66,8 +66,20 @@ def mark(number: int) -> str:
 
     >>> mark(0), mark(1)
     ('●', '■')
+    >>> len({(mark(i), colour_of(i)) for i in range(64)})
+    64
     """
-    return list(MARKS.values())[number % len(MARKS)]
+    return MARKS[_shape(number)]
+
+
+def colour_of(number: int) -> int:
+    """The number of a model's colour, from 1."""
+    return number % COLOURS + 1
+
+
+def _shape(number: int) -> str:
+    """The mark of a model; models of one colour have different ones."""
+    return list(MARKS)[(number + number // COLOURS) % len(MARKS)]
 
 
 def curves(series: Sequence[Series], label: str, *, everywhere: bool) -> str:
@@ -122,17 +134,25 @@ def pareto(places: Sequence[Place], label: str) -> str:
             (places[i] for i in front([(p.clean.value, p.robust.value) for p in places])), key=lambda p: p.clean.value
         )
         x, y = ([100 * getattr(p, name).value for p in best] for name in ("clean", "robust"))
-        axes.plot([-5, *x, x[-1]], [y[0], *y, -5], "k--", drawstyle="steps-pre", linewidth=1, alpha=0.5, zorder=1)
+        axes.plot([-20, *x, x[-1]], [y[0], *y, -20], "k--", drawstyle="steps-pre", linewidth=1, alpha=0.5, zorder=1)
         for place in places:
             (a, b), (low, lower), (high, higher) = _percent(place, "value"), _percent(place, "low"), _percent(place, "high")
             colour = _colour(place.number)
             axes.errorbar(a, b, [[b - lower], [higher - b]], [[a - low], [high - a]], fmt="none", ecolor=colour, elinewidth=1.4)
             size = 6 + 12 * (place.seconds / most) ** 0.5 if place.seconds and most else 8
             axes.plot(a, b, **_dots(place, size))
-        lows, highs = [p.clean.low for p in places], [p.clean.high for p in places]
-        axes.set(xlabel="clean accuracy (%)", ylabel=f"robust accuracy (%), {label}", ylim=(-3, 103))
-        axes.set_xlim(max(-1.0, 100 * min(lows) - 3), min(101.0, 100 * max(highs) + 3))
+        limits = {"xlim": _room([p.clean for p in places]), "ylim": _room([p.robust for p in places])}
+        axes.set(xlabel="clean accuracy (%)", ylabel=f"robust accuracy (%), {label}", **limits)
+        for axis in (axes.xaxis, axes.yaxis):
+            (low, high), ticks = axis.get_view_interval(), axis.get_ticklocs()
+            axis.set_ticks([tick for tick in ticks if max(0, low) <= tick <= min(100, high)])
     return _inline(out, "Clean and robust accuracy of each model")
+
+
+def _room(rates: Sequence[Rate]) -> tuple[float, float]:
+    """The ends of an axis in percent: those of the intervals, with room for the marks."""
+    low, high = 100 * min(rate.low for rate in rates), 100 * max(rate.high for rate in rates)
+    return low - 0.08 * (high - low), high + 0.08 * (high - low)
 
 
 def _percent(place: Place, name: str) -> tuple[float, float]:
@@ -148,18 +168,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return [i for i, (x, y) in enumerate(points) if not any(u >= x and v >= y and (u, v) != (x, y) for u, v in points)]
 
 
-def spread(rows: Sequence[tuple[int, Sequence[Rate]]], label: str) -> str:
+def spread(rows: Sequence[Series], label: str) -> str:
     """The robust accuracy with each seed alone, a line a model, as SVG.
 
     Arguments:
-        rows: (number of the model, a rate a seed).
+        rows: A series a model, with a point a seed.
         label: Under which threat model.
     """
     with _figure(4.8, 0.8 + 0.32 * len(rows)) as (axes, out):
-        for i, (number, rates) in enumerate(rows):
-            values = [100 * rate.value for rate in rates]
-            axes.plot([min(values), max(values)], [i, i], color=_colour(number), linewidth=1.4)
-            axes.plot(values, [i] * len(values), **_dots(Series(number, ())))
+        for i, one in enumerate(rows):
+            values = [100 * rate.value for _, rate in one.points]
+            axes.plot([min(values), max(values)], [i, i], color=_colour(one.number), linewidth=1.4)
+            axes.plot(values, [i] * len(values), **_dots(one))
         axes.set(xlabel=f"robust accuracy (%), {label}, each seed alone", yticks=[], ylim=(len(rows) - 0.5, -0.5))
         axes.spines["left"].set_visible(False)
     return _inline(out, "Robust accuracy with each seed alone")
@@ -175,14 +195,13 @@ def _less(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def _colour(number: int) -> str:
-    return f"#c0ff{number % COLOURS + 1:02x}"
+    return f"#c0ff{colour_of(number):02x}"
 
 
 def _dots(one: Series | Place, size: float = 6) -> dict[str, Any]:
-    colour = _colour(one.number)
-    fill = "none" if one.suspect else colour
-    shape = list(MARKS)[one.number % len(MARKS)]
-    return {"linestyle": "none", "marker": shape, "color": colour, "markerfacecolor": fill, "markersize": size}
+    edge = _colour(one.number)
+    fill = "none" if one.suspect else edge
+    return {"linestyle": "none", "marker": _shape(one.number), "color": edge, "markerfacecolor": fill, "markersize": size}
 
 
 @contextmanager
@@ -192,7 +211,9 @@ def _figure(width: float, height: float) -> Iterator[tuple[Axes, io.StringIO]]:
     from matplotlib.figure import Figure
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "advkit", "font.size": 9, "axes.linewidth": 0.8}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "advkit", "font.size": 9, "axes.linewidth": 0.8, "text.parse_math": False}
+    ):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         axes.spines[["top", "right"]].set_visible(False)

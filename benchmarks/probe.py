@@ -184,7 +184,7 @@ class Case:
         if not isinstance(self.threat, Lp):
             return None
         eps = min(factor * self.threat.eps, _most(self.threat, self.x))
-        return dataclasses.replace(self.threat, eps=eps) if eps > self.threat.eps else None
+        return dataclasses.replace(self.threat, eps=eps) if self.threat.eps < eps < math.inf else None
 
     def command(self, *options: str) -> str:
         """``advkit attack`` on this model, data and threat model, with more options."""
@@ -213,7 +213,7 @@ class Case:
 
 
 def _most(threat: Lp, x: Tensor) -> float:
-    """The radius that reaches the whole range."""
+    """The radius that reaches the whole range; inf where there is no end to it."""
     entries = x[0].numel()
     width = 1.0 if threat.p == 0 else threat.high - threat.low
     return width * {math.inf: 1.0, 2.0: math.sqrt(entries), 1.0: entries, 0.0: entries}[threat.p]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from advkit.benchmarks.findings import Finding
 from advkit.benchmarks.folder import Row
 from advkit.benchmarks.result import Evaluation
 from advkit.benchmarks.statistics import Rate, rate
-from advkit.benchmarks.store import Store, read_about
+from advkit.benchmarks.store import Columns, Store, read_about
 from advkit.errors import UsageError
 from advkit.threat import BALLS, THREATS, Lp
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -67,7 +69,8 @@ class Records:
     Attributes:
         title: What the run is called.
         about: What was run: ``data`` (name, digest, kind, low, high, examples), ``models`` (a list of name, spec, digest, and
-            training_seconds or None), ``seeds``, ``alone``, ``advkit``, ``torch``, ``command``.
+            training_seconds or None), ``families`` (the radii, None for a search, and the attacks of each), ``seeds``,
+            ``alone``, ``gates``, ``advkit``, ``torch``, ``command``.
         clean: A row a model and example: model, start (of its block), index, label, clean (the answer), correct.
         tries: A row an attempt: model, family (``linf``: the threat model without its radius), eps (inf: the closest is
             searched for), attack, seed, start, index, success, distance (inf without success), adversarial (-1 without
@@ -89,7 +92,6 @@ class Records:
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     gallery: Callable[[str, str], list[Shown]] = field(default=lambda model, family: [], repr=False, compare=False)
-    _memory: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -100,6 +102,11 @@ class Records:
     def families(self) -> tuple[str, ...]:
         """The families of threat models: ``linf``, ``rotation(30)``."""
         return tuple(dict.fromkeys(self.about["families"]))
+
+    @cached_property
+    def _memory(self) -> dict[tuple[Any, ...], Any]:
+        """What was computed from these tables."""
+        return {}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -120,9 +127,7 @@ class Records:
 
     def threat(self, family: str, eps: float) -> str:
         """The spec of a family's threat model with a radius: ``linf(8/255)``."""
-        if family not in BALLS:
-            return family
-        return family if eps == math.inf else f"{family}({spec.number(eps)})"
+        return shown(family, eps)
 
     def clean_accuracy(self, model: str) -> Rate:
         """How many examples a model gets right."""
@@ -138,7 +143,7 @@ class Records:
             seed: Count only attempts with this seed.
             attack: Count only this attack's.
         """
-        key = f"{model}\n{family}\n{seed}\n{attack}"
+        key = (model, family, seed, attack)
         if key not in self._memory:
             tries = self._tries(model, family)
             for column, wanted in (("seed", seed), ("attack", attack)):
@@ -211,7 +216,7 @@ class Records:
 
     def suspect(self, model: str, family: str) -> tuple[Finding, ...]:
         """The findings for which a robust accuracy cannot be trusted."""
-        named = [f for f in self.findings if f.model == model and f.threat.split("(")[0] == family.split("(")[0]]
+        named = [f for f in self.findings if f.model == model and split_threat(f.threat)[0] == family]
         return tuple(f for f in named if f.severity == "suspect")
 
     def shown(self, model: str, family: str) -> list[Shown]:
@@ -224,7 +229,7 @@ class Records:
     def _clean(self, model: str) -> pd.DataFrame:
         if model not in self.models:
             raise UsageError(f"{model!r} is not a model of this run; there are {', '.join(self.models)}")
-        key = f"clean\n{model}"
+        key = (model,)
         if key not in self._memory:
             self._memory[key] = self.clean[self.clean["model"] == model].set_index("index")
         return self._memory[key]
@@ -254,36 +259,65 @@ def nothing(about: dict[str, Any]) -> Records:
     return Records(about["title"], about, _table([], CLEAN), _table([], (*TRIES, *PASSES)), _table([], COSTS))
 
 
-def _table(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
-    """A table, whose types do not depend on whether there are rows."""
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("model", "family", "attack"), object),
+    **dict.fromkeys(("correct", "success"), bool),
+    **dict.fromkeys(("distance", "eps", "seconds"), float),
+}
+
+
+def _table(parts: Sequence[tuple[Row, Columns]], columns: tuple[str, ...]) -> pd.DataFrame:
+    """A table of parts, each with values that all of its rows share and its columns; its types do not depend on its rows."""
+    import numpy as np
     import pandas as pd
 
-    kinds = {"correct": bool, "success": bool, "distance": float, "eps": float, "seconds": float}
-    return pd.DataFrame(rows, columns=columns).astype({name: kinds[name] for name in columns if name in kinds})
+    def column(name: str) -> np.ndarray:
+        kind = _KINDS.get(name, np.int64)
+        lengths = [len(next(iter(each.values()))) for _, each in parts]
+        if any(name in shared for shared, _ in parts):
+            values: np.ndarray = np.array([shared[name] for shared, _ in parts], kind)
+            return values.repeat(lengths)
+        return np.concatenate([np.empty(0, kind), *(np.asarray(each[name], kind) for _, each in parts)])
+
+    return pd.DataFrame({name: column(name) for name in columns})
 
 
 def collect(store: Store) -> Records:
-    """The records of a benchmark's folder: the blocks that every cell of their model has finished."""
+    """The records of a benchmark's folder: the blocks of examples that are finished for every model that has begun.
+
+    All models are thus judged by the same examples.
+    """
     about = read_about(store.path)
-    parts = [_block(store, about, name, start) for name in (m["name"] for m in about["models"]) for start in about["blocks"]]
-    done = [part for part in parts if part is not None]
-    tables = [[row for part in done for row in part[i]] for i in range(3)]
-    findings = [f for m in about["models"] for f in store.read_checks(m["checks"]) or []]
-    left = len(parts) - len(done)
-    unfinished = (f"{left} of {len(parts)} blocks of examples are not finished and do not count",) if left else ()
+    names = [model["name"] for model in about["models"]]
+    found = {(name, start): _block(store, about, name, start) for name in names for start in about["blocks"]}
+    begun = [name for name in names if any(found[name, start] for start in about["blocks"])]
+    whole = [start for start in about["blocks"] if all(found[name, start] for name in begun)]
+    done = [part for (name, start), part in found.items() if part is not None and start in whole]
+    left = len(names) * len(about["blocks"]) - len(done)
+    unfinished = (
+        (f"{left} of {len(found)} blocks of examples are not finished for every model and do not count",) if left else ()
+    )
+    clean, tries, costs = ([one for part in done for one in part[i]] for i in range(3))
     return judged(
         Records(
             about["title"],
             about,
-            _table(tables[0], CLEAN),
-            _table(tables[1], (*TRIES, *PASSES)),
-            _table(tables[2], COSTS),
-            findings=tuple(Finding.from_json(f) for f in findings),
+            _table(clean, CLEAN),
+            _table(tries, (*TRIES, *PASSES)),
+            _table(costs, COSTS),
+            findings=tuple(_findings(store, about)),
             notes=(*about["notes"], *unfinished),
             folder=store.path,
             gallery=lambda model, family: _gallery(store, about, model, family),
         )
     )
+
+
+def _findings(store: Store, about: dict[str, Any]) -> Iterator[Finding]:
+    """What the checks found; a model may have had another name when they were run."""
+    for model in about["models"]:
+        for finding in store.read_checks(model["checks"]) or []:
+            yield replace(Finding.from_json(finding), model=model["name"])
 
 
 def judged(records: Records) -> Records:
@@ -293,24 +327,31 @@ def judged(records: Records) -> Records:
     return replace(records, findings=(*records.findings, *from_records(records)))
 
 
-def _block(store: Store, about: dict[str, Any], model: str, start: int) -> tuple[list[Row], list[Row], list[Row]] | None:
-    """The rows for the three tables of one model and block; None if a cell of it is missing."""
-    clean: list[Row] = []
-    tries: list[Row] = []
-    costs: list[Row] = []
+_Parts = tuple[list[tuple[Row, Columns]], list[tuple[Row, Columns]], list[tuple[Row, Columns]]]
+
+
+def _block(store: Store, about: dict[str, Any], model: str, start: int) -> _Parts | None:
+    """What the three tables hold of one model and block; None if a cell of it is missing."""
+    parts: _Parts = ([], [], [])
+    clean, tries, costs = parts
+    right: set[int] = set()
     for cell in (cell for cell in about["cells"] if cell["model"] == model):
-        there = store.read(cell["key"], start)
+        there = store.read(cell["key"], start, cell["attack"])
         if there is None:
             return None
-        head, rows = there
+        head, columns = there
         if cell["attack"] is None:
-            clean += [{"model": model, "start": start, **row} for row in rows]
+            clean.append(({"model": model, "start": start}, columns))
+            right = {index for index, correct in zip(columns["index"], columns["correct"], strict=True) if correct}
             continue
+        if not right.issuperset(columns["index"]):
+            raise store.damaged(cell["key"], start, "its rows are of other examples")
         named = {name: cell[name] for name in ("model", "family", "attack", "seed")}
         named |= {"eps": math.inf if cell["eps"] is None else cell["eps"], "start": start}
-        tries += [{**named, **row, "distance": math.inf if row["distance"] is None else row["distance"]} for row in rows]
-        costs.append({**named, **{name: head[name] for name in ("examples", "seconds", "memory")}})
-    return clean, tries, costs
+        distance = [math.inf if far is None else far for far in columns["distance"]]
+        tries.append((named, {**columns, "distance": distance}))
+        costs.append((named, {name: [head[name]] for name in ("examples", "seconds", "memory")}))
+    return parts
 
 
 def _gallery(store: Store, about: dict[str, Any], model: str, family: str) -> list[Shown]:
@@ -318,16 +359,21 @@ def _gallery(store: Store, about: dict[str, Any], model: str, family: str) -> li
     found = []
     for cell in (cell for cell in about["cells"] if cell["model"] == model and cell["family"] in (None, family)):
         for start in about["blocks"]:
-            _, rows = store.read(cell["key"], start) or ({}, [])
+            there = store.read(cell["key"], start, cell["attack"])
+            if there is None:
+                continue
+            columns = there[1]
             if cell["attack"] is None:
-                labels |= {row["index"]: row["label"] for row in rows}
+                labels |= dict(zip(columns["index"], columns["label"], strict=True))
                 continue
             kept = store.read_tensors(cell["key"], start)
-            by_index = {row["index"]: row for row in rows if row["success"]}
+            broken = {index: i for i, index in enumerate(columns["index"]) if columns["success"][i] and index in labels}
             for i, index in enumerate(kept["index"].tolist() if kept else []):
-                row, pair = by_index[index], (kept["x"][i], kept["x_adv"][i])
-                says = row["adversarial"]
-                found.append(Shown(model, family, cell["attack"], index, labels[index], says, row["distance"], *pair))
+                if index not in broken:
+                    raise store.damaged(cell["key"], start, "the examples that were kept are others")
+                said, far = (columns[name][broken[index]] for name in ("adversarial", "distance"))
+                pair = (kept["x"][i], kept["x_adv"][i])
+                found.append(Shown(model, family, cell["attack"], index, labels[index], said, far, *pair))
     return found
 
 
@@ -363,13 +409,17 @@ def of_evaluation(result: Evaluation) -> Records:
     return Records(
         f"{name} on {run['data']['name']}",
         about,
-        _table(clean, CLEAN),
-        _table(tries, (*TRIES, *PASSES)),
-        _table(costs, COSTS),
+        _table([({}, _columns(clean, CLEAN))], CLEAN),
+        _table([({}, _columns(tries, (*TRIES, *PASSES)))], (*TRIES, *PASSES)),
+        _table([({}, _columns(costs, COSTS))], COSTS),
         notes=result.notes,
         folder=result.folder,
         gallery=lambda *_: _shown(result, family),
     )
+
+
+def _columns(rows: Sequence[Row], names: tuple[str, ...]) -> Columns:
+    return {name: [row[name] for row in rows] for name in names}
 
 
 MOST_SHOWN = 64
@@ -387,16 +437,28 @@ def _shown(result: Evaluation, family: str) -> list[Shown]:
     ]
 
 
+def shown(family: str, eps: float) -> str:
+    """A threat model of a family as reports name it.
+
+    >>> shown("linf", 8 / 255), shown("l2", math.inf), shown("rotation(angle=10.0)", 1.0)
+    ('linf(8/255)', 'l2', 'rotation(angle=10.0)')
+    """
+    return f"{family}({spec.number(eps)})" if family in BALLS and eps < math.inf else family
+
+
 def split_threat(threat: str) -> tuple[str, float]:
     """The family and the radius of a threat model's spec; one that is no ball is a family of its own.
 
     >>> split_threat("linf(eps=0.3)"), split_threat("l2"), split_threat("rotation(angle=10.0)")
     (('linf', 0.3), ('l2', inf), ('rotation(angle=10.0)', 1.0))
+    >>> split_threat("linf(eps=0.3, low=-1, high=1)"), split_threat("rotation(angle=10.0, low=-1, high=1)")
+    (('linf', 0.3), ('rotation(angle=10.0)', 1.0))
     """
     try:
         built = spec.parse(threat, THREATS, "threat")
     except UsageError:
         # One that is not in the table, as Python allows, is known by its repr.
         return threat, 1.0
-    family = replace(built, eps=math.inf, low=0.0, high=1.0) if isinstance(built, Lp) else built
-    return spec.show(family, THREATS), built.eps
+    # The range is that of the data.
+    without = {"low": 0.0, "high": 1.0, **({"eps": math.inf} if isinstance(built, Lp) else {})}
+    return spec.show(replace(built, **without), THREATS), built.eps

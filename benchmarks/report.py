@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,6 @@ from advkit.benchmarks.folder import Row, replace
 from advkit.benchmarks.gallery import galleries
 from advkit.benchmarks.ledger import Order, Spent, alone, ledger, plan_order
 from advkit.benchmarks.records import Records
-from advkit.benchmarks.statistics import Rate
 from advkit.errors import UsageError
 from advkit.threat import BALLS
 
@@ -57,12 +57,12 @@ def report(records: Records, out: str | Path, decisions: Sequence[Decision] = ()
         raise UsageError(f"of {records.title} nothing is finished; the command that began it goes on")
     folder.mkdir(parents=True, exist_ok=True)
     found = summary(records, decisions)
-    markdown = _environment().get_template("report.md.jinja").render(_context(_marked_down(found)))
     as_json = json.dumps(found, indent=2, allow_nan=False) + "\n"
     tables = _csv(_results(records, found)), _attempts(records).to_csv(index=False, lineterminator="\n")
-    contents = (page(records, found), markdown, ci.junit(found), ci.sarif(found), as_json, *tables)
+    contents = (page(records, found), _markdown(found), ci.junit(found), ci.sarif(found), as_json, *tables)
     for name, content in zip(FILES, contents, strict=True):
-        replace(folder / name, content)
+        # The name of a file may hold what is no text.
+        replace(folder / name, content.encode(errors="replace"))
     return [folder / name for name in FILES]
 
 
@@ -90,13 +90,16 @@ def summary(records: Records, decisions: Sequence[Decision] = ()) -> Row:
         "title": records.title,
         "run": {
             **{name: about.get(name) for name in kept},
-            "data": {name: about["data"].get(name) for name in ("name", "digest", "examples", "kind", "low", "high")},
+            "data": {
+                **{name: about["data"].get(name) for name in ("name", "digest", "examples", "kind")},
+                **{name: _number(about["data"][name]) for name in ("low", "high")},
+            },
         },
         "models": [_model(records, model) for model in about["models"]],
         "results": [_result(records, *place) for place in _places(records)],
         "families": [_family(records, family) for family in records.families],
         "attacks": [_spent(records, one) for one in spent],
-        "findings": [_finding(finding) for finding in records.findings],
+        "findings": [finding_row(finding) for finding in records.findings],
         "gates": [_decision(decision) for decision in decisions],
         "notes": list(records.notes),
         "time": {
@@ -107,12 +110,15 @@ def summary(records: Records, decisions: Sequence[Decision] = ()) -> Row:
 
 
 def headline(records: Records, family: str) -> float:
-    """The radius that a sentence about a family names: the greatest that was attacked.
+    """The radius that a sentence about a family names: the greatest attacked that some model withstands, else the least.
 
-    Where only the closest examples were searched for, half of the radius at which 99 of 100 are broken for every model.
+    Where every model is broken, models do not differ. Where only the closest examples were searched for, half of the radius at
+    which 99 of 100 are broken for every model.
     """
-    steps = records.steps(family)
-    return records.radii(family)[-1] if records.radii(family) else steps[(len(steps) - 1) // 2] if steps else 0.0
+    steps, radii = records.steps(family), records.radii(family)
+    if not radii:
+        return steps[(len(steps) - 1) // 2] if steps else 0.0
+    return max((eps for eps in radii if any(records.robust(m, family, eps).count for m in records.models)), default=radii[0])
 
 
 def _measured(records: Records) -> list[str]:
@@ -136,7 +142,7 @@ def _attacked(records: Records) -> Iterator[tuple[str, str, float]]:
 
 def _model(records: Records, model: Row) -> Row:
     name = model["name"]
-    return {"name": name, "spec": model["spec"], "digest": model["digest"], "clean": _rate(records.clean_accuracy(name))}
+    return {"name": name, "spec": model["spec"], "digest": model["digest"], "clean": records.clean_accuracy(name).to_json()}
 
 
 def _result(records: Records, model: str, family: str, eps: float) -> Row:
@@ -145,8 +151,8 @@ def _result(records: Records, model: str, family: str, eps: float) -> Row:
         "family": family,
         "threat": records.threat(family, eps),
         "eps": eps,
-        "robust": _rate(records.robust(model, family, eps)),
-        "seeds": [_rate(rate) for rate in records.spread(model, family, eps)],
+        "robust": records.robust(model, family, eps).to_json(),
+        "seeds": [rate.to_json() for rate in records.spread(model, family, eps)],
         "headline": eps == headline(records, family),
         "suspect": bool(records.suspect(model, family)),
     }
@@ -194,7 +200,7 @@ def _spent(records: Records, one: Spent) -> Row:
         "examples": one.examples,
         "broke": one.broke,
         "own": one.own,
-        "alone": None if one.alone is None else _rate(one.alone),
+        "alone": None if one.alone is None else one.alone.to_json(),
         "median": _number(one.median),
         "forwards": one.forwards,
         "backwards": one.backwards,
@@ -219,7 +225,8 @@ def _place(records: Records, one: Spent) -> Row:
     return {"model": one.model, "family": one.family, "threat": threat, "eps": _number(one.eps), "attack": one.attack}
 
 
-def _finding(finding: Finding) -> Row:
+def finding_row(finding: Finding) -> Row:
+    """A finding for JSON; a number that is not finite is null."""
     return {**finding.to_json(), "numbers": {name: _number(value) for name, value in finding.numbers.items()}}
 
 
@@ -227,11 +234,6 @@ def _decision(decision: Decision) -> Row:
     names = ("gate", "model", "verdict", "ok", "suspect", "sentence", "needed")
     numbers = {name: _number(getattr(decision.value, name)) for name in ("value", "low", "high")}
     return {**{name: getattr(decision, name) for name in names}, **numbers}
-
-
-def _rate(rate: Rate) -> Row:
-    ends = {"low": rate.low, "high": rate.high, "count": rate.count, "of": rate.of}
-    return {"value": _number(rate.value), **ends}
 
 
 def _number(value: float) -> float | None:
@@ -295,17 +297,17 @@ def _plots(records: Records, family: str) -> Row:
     label, everywhere = records.threat(family, eps), records.searched(family)
     steps = records.steps(family)
     fine = [steps[-1] * i / 160 for i in range(1, 161)] if everywhere and steps else None
-    series, places = [], []
+    series, places, seeds = [], [], []
     numbers = {name: records.models.index(name) for name in _measured(records)}
     for name, i in numbers.items():
         suspect, clean = bool(records.suspect(name, family)), records.clean_accuracy(name)
         series.append(plots.Series(i, records.curve(name, family, fine), suspect))
         places.append(plots.Place(i, clean, records.robust(name, family, eps), seconds[name], suspect))
-    several = [(i, records.spread(name, family, eps)) for name, i in numbers.items()]
+        seeds.append(plots.Series(i, list(enumerate(records.spread(name, family, eps))), suspect))
     return {
         "curve": plots.curves(series, f"radius, {family}" if family in BALLS else f"share of {family}", everywhere=everywhere),
         "pareto": plots.pareto(places, label) if len(places) > 1 else None,
-        "spread": plots.spread(several, label) if len(records.seeds) > 1 else None,
+        "spread": plots.spread(seeds, label) if len(records.seeds) > 1 else None,
     }
 
 
@@ -315,7 +317,9 @@ def _context(found: Row) -> Row:
         "summary": found,
         "names": [model["name"] for model in found["models"]],
         "tables": [_table(found, family) for family in found["families"]],
-        "ledgers": [_ledger(found, family["family"]) for family in found["families"]],
+        "ledgers": [_ledger(found, family) for family in found["families"]],
+        "verdicts": Counter(gate["verdict"] for gate in found["gates"]),
+        "checks": Counter(finding["severity"] for finding in found["findings"]),
         "doubts": [finding for finding in found["findings"] if finding["severity"] != "fine"],
     }
 
@@ -342,14 +346,21 @@ def _table(found: Row, family: Row) -> Row:
         }
         for model in found["models"]
     ]
-    return {"family": family, "lines": lines, "timed": any(value is not None for value in seconds.values())}
+    timed = any(value is not None for value in seconds.values())
+    return {"family": family, "lines": lines, "timed": timed, "attacked": bool(attacked)}
 
 
-def _ledger(found: Row, family: str) -> Row:
-    """The attacks of a family with their times; what an attack's own examples are."""
+def _ledger(found: Row, family: Row) -> Row:
+    """The attacks of a family with their times, by threat model; the one in the headline first, to be seen at once."""
     pairs = zip(found["attacks"], found["time"]["attacks"], strict=True)
-    rows = [{**spent, **time} for spent, time in pairs if spent["family"] == family]
-    return {"family": family, "rows": rows}
+    rows = [{**spent, **time} for spent, time in pairs if spent["family"] == family["family"]]
+    threats = sorted(dict.fromkeys(row["threat"] for row in rows), key=lambda threat: threat != family["headline"])
+    parts = [{"threat": threat, "rows": [row for row in rows if row["threat"] == threat]} for threat in threats]
+    return {"family": family["family"], "parts": parts, "memory": any(row["memory"] for row in rows)}
+
+
+def _markdown(found: Row) -> str:
+    return _environment().get_template("report.md.jinja").render(_context(marked_down(found)))
 
 
 def _environment() -> jinja2.Environment:
@@ -363,20 +374,20 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"rate": _percent, "interval": _interval, "short": _short, "time": _duration, "bytes": _bytes}
-    environment.globals |= {"mark": plots.mark, "colour": lambda number: number % plots.COLOURS + 1}
+    environment.globals |= {"mark": plots.mark, "colour": plots.colour_of}
     return environment
 
 
-def _marked_down(value: Any) -> Any:
+def marked_down(value: Any) -> Any:
     r"""The same with the signs of Markdown and HTML in every text made harmless, and each text on one line.
 
-    >>> _marked_down({"name": "a|b_<c>"})
+    >>> marked_down({"name": "a|b_<c>"})
     {'name': 'a\\|b\\_\\<c\\>'}
     """
     if isinstance(value, dict):
-        return {name: _marked_down(part) for name, part in value.items()}
+        return {name: marked_down(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_marked_down(part) for part in value]
+        return [marked_down(part) for part in value]
     if not isinstance(value, str):
         return value
     line = ci.printable(" ".join(value.split()))
@@ -392,10 +403,14 @@ def _interval(rate: Row | None) -> str:
 
 
 def _short(value: float | None) -> str:
-    """A number with three digits, and a space between thousands."""
+    """A number with three digits, and a space between thousands at which no line breaks."""
     if value is None:
         return "-"
-    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 100 or value == int(value) else spec.number(float(f"{value:.3g}"))
+    return (
+        f"{value:,.0f}".replace(",", "\u00a0")
+        if abs(value) >= 100 or value == int(value)
+        else spec.number(float(f"{value:.3g}"))
+    )
 
 
 def _duration(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from advkit.benchmarks.folder import Batch, Folder, Row, load_tensors, read_json, read_records, read_times
+from advkit.benchmarks.folder import Batch, Folder, Row, damaged, load_tensors, read_json, read_records, read_times
 from advkit.benchmarks.statistics import Rate, rate
 from advkit.errors import UsageError
 from advkit.threat import BALLS
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "advkit/summary/1"
+_RUN = {
+    **dict.fromkeys(("model", "data"), dict),
+    **dict.fromkeys(("advkit", "threat", "access", "goal"), str),
+    **dict.fromkeys(("seed", "batch_size"), int),
+    **dict.fromkeys(("alone", "quantize"), bool),
+    "attacks": list,
+}
+"""What ``run.json`` holds that is read again."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -115,7 +123,7 @@ class Evaluation:
             radii = _even(finite[min(len(finite) - 1, math.ceil(0.99 * len(finite)))]) if finite else []
         right = self.clean_accuracy.count
         counts = [right - sum(d <= eps for d in finite) for eps in radii]
-        return [{"eps": eps, **_rate(rate(count, len(self.rows)))} for eps, count in zip(radii, counts, strict=True)]
+        return [{"eps": eps, **rate(count, len(self.rows)).to_json()} for eps, count in zip(radii, counts, strict=True)]
 
     def by_attack(self) -> list[Row]:
         """What each attack did: on how many examples it was run, how many it broke, how many it broke first or closest."""
@@ -126,7 +134,7 @@ class Evaluation:
         broke = sum(part["success"] for part in parts)
         # Robust accuracy under this attack alone can be said only where it was run on every example that was right.
         everywhere = len(parts) == self.clean_accuracy.count
-        alone = _rate(rate(self.clean_accuracy.count - broke, len(self.rows))) if everywhere else None
+        alone = rate(self.clean_accuracy.count - broke, len(self.rows)).to_json() if everywhere else None
         return {
             "attack": name,
             "examples": len(parts),
@@ -147,11 +155,11 @@ class Evaluation:
             "schema": SCHEMA,
             "run": self.run,
             "examples": len(self.rows),
-            "clean_accuracy": _rate(self.clean_accuracy),
-            "robust_accuracy": _rate(self.robust_accuracy),
-            "robust_accuracy_once": _rate(once) if once else None,
-            "robust_accuracy_8bit": _rate(rounded) if rounded else None,
-            "attack_success_rate": _rate(self.success_rate),
+            "clean_accuracy": self.clean_accuracy.to_json(),
+            "robust_accuracy": self.robust_accuracy.to_json(),
+            "robust_accuracy_once": once.to_json() if once else None,
+            "robust_accuracy_8bit": rounded.to_json() if rounded else None,
+            "attack_success_rate": self.success_rate.to_json(),
             "distance": _quantiles(self.distances()),
             "forwards_of_broken": _quantiles([float(q) for q in queries]),
             "forwards": sum(row["forwards"] for row in self.rows),
@@ -187,25 +195,19 @@ class Evaluation:
         path = Path(folder)
         if not (path / "run.json").exists():
             raise UsageError(f"{path} holds no run; it should be a folder that advkit attack wrote")
-        summary = path / "summary.json"
+        summary, run = path / "summary.json", read_json(path / "run.json")
+        wrong = [key for key, kind in _RUN.items() if not isinstance(run.get(key), kind)]
+        wrong = wrong or [key for key in ("model", "data") if not {"name", "digest"} <= set(run[key])]
+        if wrong:
+            raise damaged(path / "run.json", f"its {wrong[0]} is not what it should be")
         notes = read_json(summary).get("notes", []) if summary.exists() else []
-        return cls(read_json(path / "run.json"), read_records(path), read_times(path), notes, folder=path)
+        return cls(run, read_records(path), read_times(path), notes, folder=path)
 
     def __repr__(self) -> str:
         return (
             f"Evaluation({self.run['model']['name']} on {len(self.rows)} examples of {self.run['data']['name']}, "
             f"{self.run['threat']}: clean {self.clean_accuracy}, robust {self.robust_accuracy})"
         )
-
-
-def _rate(value: Rate) -> Row:
-    return {
-        "value": value.value if value.of else None,
-        "low": value.low,
-        "high": value.high,
-        "count": value.count,
-        "of": value.of,
-    }
 
 
 def _quantiles(values: list[float]) -> Row | None:

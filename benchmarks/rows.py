@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.findings import Finding
-from advkit.benchmarks.probe import ALLOWED, leaves, surely
+from advkit.benchmarks.probe import ALLOWED, leaves, longer, surely
 from advkit.benchmarks.records import Records
 from advkit.errors import UsageError
 from advkit.oracle import Access
@@ -104,15 +104,17 @@ class _View:
         broken = both[(won[both] & ~lost[both]).to_numpy(dtype=bool)]
         return len(set(broken.get_level_values("index")))
 
-    def finding(self, check: str, count: int, said: str, fired: bool, advice: str, attack: str, severity: str) -> Finding:
-        """A finding about ``count`` of the examples that the model gets right."""
+    def finding(
+        self, check: str, count: int, said: str, fired: bool, advice: str, attack: str, severity: str, eps: float | None = None
+    ) -> Finding:
+        """A finding about ``count`` of the right examples; its command has the greatest radius, or ``eps``."""
         numbers = {"count": count, "right": self.right}
         if not fired:
             return Finding(check, "fine", self.model, self.family, said, numbers=numbers)
         about = self.records.about
         (named,) = (model["spec"] for model in about["models"] if model["name"] == self.model)
-        radii = self.records.radii(self.family)
-        threat = self.records.threat(self.family, radii[-1] if radii else math.inf)
+        most = max(self.records.radii(self.family), default=math.inf)
+        threat = self.records.threat(self.family, most if eps is None else eps)
         words = ("--model", named, "--data", about["data"]["name"], "--threat", threat, "--attack", attack)
         command = shlex.join(["advkit", "attack", *words])
         return Finding(check, severity, self.model, self.family, said, advice, command, numbers)
@@ -189,7 +191,39 @@ def _closest_fails(view: _View) -> Finding | None:
     said = f"the search for the closest example found none, at any distance, for {count} of {view.right} examples"
     advice = "there always is one, so the search fails; give it more steps, or scores"
     fired = surely(count, view.right, ALLOWED)
-    return view.finding("closest-not-found", count, said, fired, advice, "standard", "suspect")
+    return view.finding("closest-not-found", count, said, fired, advice, _more_steps(searched), "suspect", math.inf)
 
 
-CHECKS = (_only_noise, _one_step_wins, _search_wins, _radius_misses, _flat_curve, _half_range, _closest_fails)
+def _not_the_closest(view: _View) -> Finding | None:
+    """What an attack breaks within a radius has an adversarial example there, and the search found none as close."""
+    searched = view.tries[view.tries["eps"] == math.inf]
+    inside = view.tries[(view.tries["eps"] < math.inf) & view.tries["index"].isin(searched["index"])]
+    if not len(inside):
+        return None
+    within = inside[inside["success"]].groupby("index")["eps"].min()
+    closest = searched.groupby("index")["distance"].min()
+    count = int((closest[within.index] > within).sum())
+    said = f"attacks within a radius broke {count} of {view.right} examples for which the search found none as close"
+    advice = "between the radii the robust accuracy, and so the area and the median, is too high; give the search more steps"
+    fired = surely(count, view.right, ALLOWED)
+    return view.finding("not-the-closest", count, said, fired, advice, _more_steps(searched), "warning", math.inf)
+
+
+def _more_steps(searched: pd.DataFrame) -> str:
+    """The first of the searches with four times the steps; the default attacks where it has none, or no spec."""
+    try:
+        return spec.show(longer(spec.parse(searched["attack"].iloc[0], ATTACKS, "attack"), 4), ATTACKS)
+    except UsageError:
+        return "standard"
+
+
+CHECKS = (
+    _only_noise,
+    _one_step_wins,
+    _search_wins,
+    _radius_misses,
+    _flat_curve,
+    _half_range,
+    _closest_fails,
+    _not_the_closest,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from advkit import spec
 from advkit.benchmarks import engines, suitefile
 from advkit.benchmarks.cells import Prepared, prepare
 from advkit.benchmarks.checking import check_model
-from advkit.benchmarks.folder import locked
+from advkit.benchmarks.folder import locked, resumable
 from advkit.benchmarks.gates import Gate, decisions
 from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.records import Records, collect, nothing
@@ -91,19 +92,20 @@ def run(
         raise UsageError(
             "there is nothing to decide: the sequential mode stops when every gate is decided; require at least one"
         )
-    if engine != "local" and engines.group()[1] > 1:
-        raise UsageError("torchrun and the engine ray were both given; the work is divided by one of them")
     wanted = suite if isinstance(suite, Suite) else suitefile.read(suite)
-    with engines.joined():
+    if out is None and engines.group()[1] > 1:
+        raise UsageError("the processes of torchrun share a folder of rows, and none was given; give one (out=)")
+    with engines.joined(engine):
         place = engines.device_of(device)
         given = {"models": models, "data": data, "trust_pickle": trust_pickle, "probabilities": probabilities}
         prepared = prepare(wanted, device=place, **given)
         gates = [gate if isinstance(gate, Gate) else Gate.parse(gate) for gate in require]
-        # What was not measured is said now, not after hours.
         wishes = {"require": [gate.text for gate in gates], "strict": strict, "sequential": sequential}
-        decisions(nothing(prepared.about((), command, wishes)))
-        with _folder(out) as path:
-            Run(prepared, Store(path), engine, command, wishes, report).go()
+        about = functools.partial(prepared.about, command=command, gates=wishes)
+        # What was not measured is said now, not after hours.
+        decisions(nothing(about(())))
+        with _temporary() if out is None else _locked(Path(out)) as path:
+            _Run(prepared, Store(path), engines.ENGINES[engine], about, report).go(sequential)
             records = collect(Store(path))
         if out is None:
             # A folder of its own lasts as long as the records.
@@ -112,45 +114,52 @@ def run(
 
 
 @contextlib.contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """The folder of the rows, locked against other runs."""
-    path = Path(tempfile.mkdtemp(prefix="advkit-") if out is None else out)
-    if engines.group()[0] > 0:
-        yield path
-        return
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; --out should be a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = locked(path)
+def _temporary() -> Iterator[Path]:
+    """A folder that is gone if the run comes to nothing."""
+    path = Path(tempfile.mkdtemp(prefix="advkit-"))
     try:
         yield path
-    finally:
-        os.close(lock)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
-class Run:
-    """One run of a prepared suite into a store."""
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """The folder of the rows, locked against other runs; of the processes of one run, the first one holds the lock."""
+    with resumable():
+        if engines.group()[0] > 0:
+            yield path
+            return
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file; --out should be a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = locked(path)
+        try:
+            yield path
+        finally:
+            os.close(lock)
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        store: Store,
-        engine: str,
-        command: str,
-        gates: Mapping[str, Any],
-        report: Callable[[Status], None] | None,
-    ) -> None:
-        self.prepared, self.store, self.report, self.command, self.gates = prepared, store, report, command, gates
-        self.engine = engines.ENGINES[engine]
-        self.fit = Fit(prepared.block)
-        self.all = sum(map(len, prepared.cells.values())) * len(prepared.starts)
-        self.done = 0
 
-    def go(self) -> None:
+@dataclass
+class _Run:
+    """One run of a prepared suite into a store; ``about`` says what ``benchmark.json`` does, for some blocks."""
+
+    prepared: Prepared
+    store: Store
+    engine: engines.Engine
+    about: Callable[[Sequence[int]], dict[str, Any]]
+    report: Callable[[Status], None] | None
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.fit = Fit(self.prepared.block)
+
+    def go(self, sequential: bool) -> None:
         """Do all that is left; in the sequential mode, until every gate is decided."""
         starts = list(self.prepared.starts)
         self._claim(starts)
-        if not self.gates["sequential"]:
+        if not sequential:
             self._tasks(starts)
         else:
             for n, start in enumerate(starts, 1):
@@ -162,21 +171,28 @@ class Run:
 
     def _claim(self, starts: Sequence[int]) -> None:
         if engines.group()[0] == 0:
-            self.store.claim(self.prepared.about(starts, self.command, self.gates))
+            self.store.claim(self.about(starts))
         engines.barrier()
 
     def _tasks(self, starts: Sequence[int]) -> None:
-        every = [Task(model, start) for start in starts for model in self.prepared.models]
+        models = self._different()
+        every = [Task(model, start) for start in starts for model in models]
         left = [task for task in every if engines.missing(self.prepared, self.store, task)]
         self.done += sum(len(self.prepared.cells[task.model]) for task in every if task not in left)
         engines.barrier()
         self.engine(self.prepared, self.store, left, self.fit, self._tell)
 
+    def _different(self) -> list[str]:
+        """The models, one of each that are the same under two names and share their rows."""
+        keys = {tuple(cell.key for cell in cells): name for name, cells in self.prepared.cells.items()}
+        return list(keys.values())
+
     def _tell(self, done: Done) -> None:
         self.done += 1
         if self.report:
+            every = sum(len(self.prepared.cells[name]) for name in self._different()) * len(self.prepared.starts)
             what = done.cell.attack or "clean answers"
-            self.report(Status(min(self.done / self.all, 1.0), f"{done.cell.model}, {done.cell.family or 'clean'}, {what}"))
+            self.report(Status(self.done / every, f"{done.cell.model}, {done.cell.family or 'clean'}, {what}"))
 
     def _check(self) -> None:
         """Run the checks that were not run yet."""

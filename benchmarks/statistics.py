@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advkit.errors import UsageError
 
@@ -33,6 +33,11 @@ class Rate:
     def value(self) -> float:
         """The share, count / of; NaN where there are no examples."""
         return self.count / self.of if self.of else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """The share, its interval and the counts, as they are written to a file; the share is null where it is of nothing."""
+        ends = {"low": self.low, "high": self.high, "count": self.count, "of": self.of}
+        return {"value": self.value if self.of else None, **ends}
 
     def __float__(self) -> float:
         return self.value

@@ -30,8 +30,9 @@ from typing import Any
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.suites import SUITES
+from advkit.engine import Attack, check_serves
 from advkit.errors import UsageError, first_line
-from advkit.threat import BALLS, THREATS, Lp
+from advkit.threat import BALLS, THREATS, Change, Lp
 
 FOLDER = Path(__file__).parent / "suites"
 """The suites that advkit ships."""
@@ -39,10 +40,10 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of a suite: its name in reports, its spec, and what its training took, in seconds, where that is known."""
+    """A model: its name in reports, its spec (or the object), and what its training took, in seconds, where that is known."""
 
     name: str
-    model: str
+    model: Any
     training_seconds: float | None = None
 
 
@@ -169,6 +170,10 @@ class _Reader:
         return made
 
     def _model(self, name: str, value: Any) -> Entry:
+        try:
+            check_name(name)
+        except UsageError as error:
+            raise self._error("models", name, str(error)) from None
         if isinstance(value, str):
             return Entry(name, value)
         if not isinstance(value, dict):
@@ -177,34 +182,44 @@ class _Reader:
         if not isinstance(value.get("model"), str):
             raise self._error("models", name, f"the model {name} needs a spec: {{ model = ... }}")
         seconds = value.get("training-seconds")
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0):
+        if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
             raise self._error("models", name, f"training-seconds is {seconds!r}; it should be a number, at least 0")
         return Entry(name, value["model"], None if seconds is None else float(seconds))
 
     def _threat(self, section: str, value: dict[str, Any], attacks: tuple[str, ...]) -> Threat:
         self._known(value, section, ("threat", "radii", "attacks", "closest"))
         self._need(value, section, ("threat",))
+        built = self._family(section, value)
+        radii = self._radii(section, value.get("radii", []), built) if isinstance(built, Lp) else (built.eps,)
+        closest = self._names(section, "closest", value["closest"], built) if "closest" in value else ()
+        if closest and not radii:
+            if "attacks" in value:
+                raise self._error(section, "attacks", "attacks run inside radii, and there are none; give radii as well")
+            return Threat(spec.show(built, THREATS), (), (), closest)
+        within = replace(built, eps=radii[0]) if radii and isinstance(built, Lp) else built
+        where = section if "attacks" in value else ""
+        named = self._names(where, "attacks", value.get("attacks", list(attacks)), within)
+        # Without radii, the attacks search for the closest.
+        return Threat(spec.show(built, THREATS), radii, named if radii else (), closest if radii else named)
+
+    def _family(self, section: str, value: dict[str, Any]) -> Lp | Change:
+        """The threat model without a radius."""
         given = self._value(section, "threat", value["threat"], _TEXT)
         try:
-            built = spec.parse(given, THREATS, "threat")
+            built: Lp | Change = spec.parse(given, THREATS, "threat")
         except UsageError as error:
             raise self._error(section, "threat", str(error)) from None
         family, ball = spec.show(built, THREATS), isinstance(built, Lp)
         if ball and family not in BALLS:
-            raise self._error(
-                section, "threat", f"the threat is {given}; name the ball alone, as in linf, and its radii in radii"
-            )
+            what = f"the threat is {given}; name the ball alone, as in linf, and its radii in radii"
+            raise self._error(section, "threat", what)
         if not ball and "radii" in value:
             raise self._error(section, "radii", f"{family} has no radius; what limits it is in its settings; leave radii out")
         if not ball and "closest" in value:
             raise self._error(section, "closest", f"the closest example is searched for in {', '.join(BALLS)} only")
-        radii = self._radii(section, value.get("radii", [])) if ball else (built.eps,)
-        # Without radii, the attacks search for the closest.
-        named = self._names(section, "attacks", value["attacks"]) if "attacks" in value else attacks
-        closest = self._names(section, "closest", value["closest"]) if "closest" in value else () if radii else named
-        return Threat(family, radii, named if radii else (), closest)
+        return built
 
-    def _radii(self, section: str, value: Any) -> tuple[float, ...]:
+    def _radii(self, section: str, value: Any, ball: Lp) -> tuple[float, ...]:
         if not isinstance(value, list):
             raise self._error(section, "radii", f'radii is {value!r}; it should be a list, as in [0.1, "8/255"]')
         radii = []
@@ -216,7 +231,10 @@ class _Reader:
             if not 0 < eps < math.inf:
                 what = f'a radius is {one!r}; it should be a number greater than 0, as in 0.1 or "8/255"'
                 raise self._error(section, "radii", what, one)
-            radii.append(eps)
+            try:
+                radii.append(replace(ball, eps=eps).eps)
+            except UsageError as error:
+                raise self._error(section, "radii", str(error), one) from None
         return tuple(sorted(set(radii)))
 
     def _seeds(self, value: Any) -> tuple[int, ...]:
@@ -225,20 +243,27 @@ class _Reader:
             raise self._error("", "seeds", f"seeds is {value!r}; it should be a list of different whole numbers, at least 0")
         return tuple(value)
 
-    def _names(self, section: str, key: str, value: Any) -> tuple[str, ...]:
+    def _names(self, section: str, key: str, value: Any, threat: Lp | Change | None = None) -> tuple[str, ...]:
+        """Names of attacks, which are all known and serve the threat model."""
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
             raise self._error(section, key, f'{key} is {value!r}; it should be a list of attacks, as in ["fgsm", "apgd"]')
-        for one in value:
-            self._attack(section, key, one)
+        # A suite of attacks chooses those that serve.
+        alone = [name for name in value if name not in SUITES]
+        attacks = {name: self._attack(section, key, name) for name in alone}
+        for name, attack in attacks.items():
+            try:
+                if threat is not None:
+                    check_serves(attack, threat)
+            except UsageError as error:
+                raise self._error(section, key, str(error), name) from None
         return tuple(value)
 
-    def _attack(self, section: str, key: str, name: str) -> None:
-        if name in SUITES:
-            return
+    def _attack(self, section: str, key: str, name: str) -> Attack:
         try:
-            spec.parse(name, ATTACKS, "attack")
+            attack: Attack = spec.parse(name, ATTACKS, "attack")
         except UsageError as error:
             raise self._error(section, key, str(error), name) from None
+        return attack
 
     def _value(self, section: str, key: str, value: Any, kind: _Kind) -> Any:
         if not kind.right(value):
@@ -321,6 +346,16 @@ _PLAIN = {
     "keep": _Kind("a whole number, at least 0", lambda value: type(value) is int and 0 <= value <= spec.MOST),
     "checks": _FLAG,
 }
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name of a model that is not one line of text.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UsageError(f"a model is called {name!r}; a name should be a text of one line")
 
 
 def changed(suite: Suite, **changes: Any) -> Suite:

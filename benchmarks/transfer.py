@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from advkit import data as data_by_name
 from advkit import models as models_by_name
 from advkit import spec
 from advkit.attacks import ATTACKS
-from advkit.benchmarks.plan import ENTRIES_A_BATCH, attack_name, parse_threat
+from advkit.benchmarks.evaluate import examples_of
+from advkit.benchmarks.plan import ENTRIES_A_BATCH, attack_name, dtype_of, parse_threat
 from advkit.benchmarks.statistics import Rate, rate
 from advkit.data import Data
 from advkit.data.dataset import check_seed
@@ -141,7 +141,9 @@ def transfer_matrix(
     check_seed(seed)
     place = models_by_name.find_device(device)
     named = _models(models, device)
-    examples = _data(data, split, limit, seed)
+    examples = examples_of(data, split, limit, seed)
+    if not len(examples):
+        raise UsageError(f"{examples.name} holds no examples; there should be at least one")
     ball = parse_threat(threat, examples)
     built: Attack = spec.parse(attack, ATTACKS, "attack") if isinstance(attack, str) else attack
     check_radius(built, ball)
@@ -191,7 +193,7 @@ class _Batches:
 
     def sources(self) -> list[_Source]:
         """Each model that can be a surrogate, and the ensembles: for each target, all the others, where these are several."""
-        found = [_Source(name, self.models[name].module, _dtype(self.models[name]), tuple(self.models)) for name in self.able]
+        found = [_Source(name, self.models[name].module, dtype_of(self.models[name]), tuple(self.models)) for name in self.able]
         ensembles: dict[tuple[str, ...], tuple[str, ...]] = {}
         for target in self.models:
             others = tuple(name for name in self.able if name != target)
@@ -199,7 +201,7 @@ class _Batches:
                 ensembles[others] = (*ensembles.get(others, ()), target)
         for others, targets in ensembles.items():
             module = Ensemble([self.models[name].module for name in others])
-            found.append(_Source(OTHERS, module, _dtype(self.models[others[0]]), targets))
+            found.append(_Source(OTHERS, module, dtype_of(self.models[others[0]]), targets))
         return found
 
     def matrix(self, notes: tuple[str, ...], report: Callable[[float, str], None]) -> TransferMatrix:
@@ -246,7 +248,7 @@ class _Batches:
         return answers
 
     def _logits(self, name: str, x: Tensor) -> Tensor:
-        return ask(self.models[name].module, x.to(_dtype(self.models[name])))
+        return ask(self.models[name].module, x.to(dtype_of(self.models[name])))
 
     def _run(self) -> dict[str, Any]:
         return {
@@ -276,29 +278,9 @@ def _models(models: Mapping[str, Any] | Sequence[Any], device: str) -> dict[str,
     return named
 
 
-def _data(data: Any, split: str, limit: int | None, seed: int) -> Data:
-    if limit is not None:
-        spec.check_whole("the limit", limit, 1)
-    if isinstance(data, str):
-        data = data_by_name.load(data, split=split)
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        data = data_by_name.from_tensors(*data)
-    if not isinstance(data, Data):
-        raise UsageError(f"the data is {type(data).__name__}; it should be a pair (x, y), an advkit.data.Data or a spec")
-    if not len(data):
-        raise UsageError(f"{data.name} holds no examples; there should be at least one")
-    return data.limited(limit, seed)
-
-
 def _inspected(models: dict[str, Model], data: Data, place: torch.device) -> Iterator[str]:
     """What should be known of each model; one that does not take the data is refused."""
     x, _ = data.batch(0, 8)
     for name, model in models.items():
-        found = models_by_name.inspect(model, x.to(place, _dtype(model)), data.y.to(place), len(data.classes))
+        found = models_by_name.inspect(model, x.to(place, dtype_of(model)), data.y.to(place), len(data.classes))
         yield from (f"{name}: {note}" for note in (*model.notes, *found))
-
-
-def _dtype(model: Model) -> torch.dtype:
-    """float64 for a module in float64, else float32."""
-    first = next(model.module.parameters(), None) if isinstance(model.module, nn.Module) else None
-    return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32

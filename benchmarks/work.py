@@ -14,6 +14,7 @@ from advkit.benchmarks.batch import answers, attack_rows
 from advkit.benchmarks.cells import Cell, Prepared
 from advkit.benchmarks.folder import Row
 from advkit.benchmarks.memory import Fit, peak, start_peak
+from advkit.benchmarks.store import Columns
 from advkit.engine import AttackResult, frozen
 from advkit.oracle import Goal
 
@@ -34,18 +35,18 @@ class Done:
         cell: The cell.
         start: The first example of the block.
         head: On how many examples the attack was run, in how many seconds, and the peak of the memory.
-        rows: A row an example that was attacked.
+        columns: A row an example that was attacked, by columns.
         tensors: The closest adversarial examples: ``index``, ``x`` and ``x_adv``.
     """
 
     cell: Cell
     start: int
     head: Row
-    rows: list[Row]
+    columns: Columns
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def work(prepared: Prepared, task: Task, there: Mapping[str, list[Row]], fit: Fit) -> Iterator[Done]:
+def work(prepared: Prepared, task: Task, there: Mapping[str, Columns], fit: Fit) -> Iterator[Done]:
     """Run the cells of a task that are not ``there`` yet, by their keys; in order, as each counts on those before it."""
     yield from _Block(prepared, task, there, fit).run()
 
@@ -53,7 +54,7 @@ def work(prepared: Prepared, task: Task, there: Mapping[str, list[Row]], fit: Fi
 class _Block:
     """One block of examples and what is known of them."""
 
-    def __init__(self, prepared: Prepared, task: Task, there: Mapping[str, list[Row]], fit: Fit) -> None:
+    def __init__(self, prepared: Prepared, task: Task, there: Mapping[str, Columns], fit: Fit) -> None:
         self.prepared, self.task, self.there, self.fit = prepared, task, there, fit
         self.cells = prepared.cells[task.model]
         self.plan = next(made for (name, _, _), made in prepared.plans.items() if name == task.model)
@@ -74,19 +75,19 @@ class _Block:
                     self._note(cell, self.there[cell.key])
                 else:
                     done = self._clean(cell) if cell.attack is None else self._attack(cell)
-                    self._note(cell, done.rows)
+                    self._note(cell, done.columns)
                     yield done
 
-    def _note(self, cell: Cell, rows: list[Row]) -> None:
+    def _note(self, cell: Cell, columns: Columns) -> None:
         """Count what a cell found."""
         if cell.attack is None:
-            self.correct = torch.tensor([row["correct"] for row in rows])
+            self.correct = torch.tensor(columns["correct"])
             return
         closest = self._closest(cell)
-        for row in rows:
-            if row["success"]:
-                i = self.place[row["index"]]
-                closest[i] = min(float(closest[i]), row["distance"])
+        for index, success, distance in zip(*(columns[name] for name in ("index", "success", "distance")), strict=True):
+            if success:
+                i = self.place[index]
+                closest[i] = min(float(closest[i]), distance)
 
     def _closest(self, cell: Cell) -> Tensor:
         return self.closest.setdefault((cell.family, cell.seed), torch.full((len(self.index),), math.inf, dtype=torch.float64))
@@ -94,10 +95,9 @@ class _Block:
     def _clean(self, cell: Cell) -> Done:
         began = time.perf_counter()
         outputs, wrong = answers(self.plan, self.x, self.y, Goal(), self.fit)
-        columns = (self.index, self.y, outputs.argmax(1), ~wrong)
-        names = ("index", "label", "clean", "correct")
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*(c.tolist() for c in columns), strict=True)]
-        return Done(cell, self.task.start, self._head(len(rows), began), rows)
+        columns = {"index": self.index, "label": self.y, "clean": outputs.argmax(1), "correct": ~wrong}
+        rows = {name: column.tolist() for name, column in columns.items()}
+        return Done(cell, self.task.start, self._head(len(self.y), began), rows)
 
     def _attack(self, cell: Cell) -> Done:
         plan = self.prepared.plans[cell.model, str(cell.family), cell.eps]
@@ -107,13 +107,12 @@ class _Block:
         start_peak(plan.device)
         began = time.perf_counter()
         if not len(rows):
-            return Done(cell, self.task.start, self._head(0, began), [])
-
+            return Done(cell, self.task.start, self._head(0, began), {"index": [], "success": [], "distance": []})
         place = rows.to(plan.device)
         given = (self.x[place], self.y[place], self.index[rows], Goal(), int(cell.seed or 0), self.fit)
         found = attack_rows(plan, str(cell.attack), attack, *given)
         head = self._head(len(rows), began)
-        return Done(cell, self.task.start, head, _rows(self.index[rows], found, cell.radius), self._kept(rows, found))
+        return Done(cell, self.task.start, head, _columns(self.index[rows], found, cell.radius), self._kept(rows, found))
 
     def _head(self, examples: int, began: float) -> Row:
         return {"examples": examples, "seconds": time.perf_counter() - began, "memory": peak(self.plan.device)}
@@ -129,13 +128,13 @@ class _Block:
         return {"index": self.index[place], "x": x.cpu(), "x_adv": found.x_adv[best.to(x.device)].cpu()}
 
 
-def _rows(index: Tensor, found: AttackResult, eps: float) -> list[Row]:
-    names = ("index", "success", "distance", "adversarial", "forwards", "backwards", "checks")
-    says = found.outputs.argmax(1)
-    columns = (index, found.success, found.distance, says, found.forwards, found.backwards, found.checks)
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*(c.tolist() for c in columns), strict=True)]
-    for row in rows:
+def _columns(index: Tensor, found: AttackResult, eps: float) -> Columns:
+    success, distance, says = (column.tolist() for column in (found.success, found.distance, found.outputs.argmax(1)))
+    return {
+        "index": index.tolist(),
+        "success": success,
         # A distance in float32 may exceed the radius by its rounding.
-        row["distance"] = min(row["distance"], eps) if row["success"] else None
-        row["adversarial"] = row["adversarial"] if row["success"] else -1
-    return rows
+        "distance": [min(far, eps) if broke else None for far, broke in zip(distance, success, strict=True)],
+        "adversarial": [said if broke else -1 for said, broke in zip(says, success, strict=True)],
+        **{name: getattr(found, name).tolist() for name in ("forwards", "backwards", "checks")},
+    }

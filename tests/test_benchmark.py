@@ -1,13 +1,16 @@
 """Suites, cells and records: what a benchmark runs, what it does not run again, and what its numbers are made of."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,14 +18,18 @@ import pytest
 import torch
 from torch import nn
 
+from advkit import models
 from advkit.attacks import FGSM, PGD
-from advkit.benchmarks import runner, suitefile
+from advkit.benchmarks import cells, engines, runner, suitefile
 from advkit.benchmarks.evaluate import evaluate
 from advkit.benchmarks.findings import Finding
 from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.records import load
 from advkit.benchmarks.store import Store
+from advkit.cli.benchmark import _models
+from advkit.data import from_tensors
 from advkit.errors import ModelError, UsageError
+from advkit.oracle import Access
 
 SUITE = """
 title = "small"
@@ -106,6 +113,12 @@ def test_shipped_suites_can_be_read():
         ('title = "t"\naccess = "all"\n[[threats]]\nthreat = "l2"', 2, "gradients, scores or labels"),
         ('title = "t"\nthreats = 3', 2, "[[threats]]"),
         ("title = t", 1, "not TOML"),
+        ('title = "t"\n[[threats]]\nthreat = "l2"\nradii = [1]\nclosest = [\n"ddn",\n"apgd"]', 7, "inside a fixed radius"),
+        ('title = "t"\nattacks = ["fab", "rays"]\n[[threats]]\nthreat = "l2"\nradii = [1]', 2, "does not serve l_2"),
+        ('title = "t"\n[[threats]]\nthreat = "l0"\nradii = [2,\n0.5]', 5, "at least 1"),
+        ('title = "t"\n[[threats]]\nthreat = "l2"\nattacks = ["pgd"]\nclosest = ["ddn"]', 4, "give radii as well"),
+        ('title = "t"\n[models]\n"a\\nb" = "b"\n[[threats]]\nthreat = "l2"', 2, "a text of one line"),
+        ('title = "t"\n[models]\na = { model = "b", training-seconds = inf }\n[[threats]]\nthreat = "l2"', 3, "at least 0"),
     ],
 )
 def test_what_a_suite_may_not_say_is_told_with_its_line(text, line, says):
@@ -226,6 +239,81 @@ def test_an_attack_whose_code_changed_is_run_again(data):
     assert keys(PGD())[1] != keys(Changed())[1]
 
 
+@pytest.mark.parametrize("what", ["code", "device"])
+def test_what_all_attacks_share_is_part_of_every_key(what, data, monkeypatch):
+    before = cells.prepare(small(), models={"a": Counting()}, data=data)
+    if what == "code":
+        monkeypatch.setattr(cells, "_code", lambda: "changed")
+        after = cells.prepare(small(), models={"a": Counting()}, data=data).cells["a"]
+    else:
+        plans = {name: dataclasses.replace(plan, device=torch.device("meta")) for name, plan in before.plans.items()}
+        after = cells._cells(small(), "a", before.models["a"], plans, before.digest, 8)
+    assert not {cell.key for cell in before.cells["a"]} & {cell.key for cell in after}
+
+
+def test_a_search_does_not_depend_on_the_searches_before_it(data):
+    def keys(*closest):
+        suite = small(threats=(suitefile.Threat("linf", (0.1,), ("fgsm",), closest),))
+        return {
+            (cell.eps, cell.attack): cell.key for cell in cells.prepare(suite, models={"a": Counting()}, data=data).cells["a"]
+        }
+
+    one, two = keys("fmn(steps=10)"), keys("fab(steps=2)", "fmn(steps=10)")
+    assert one[None, "fmn(steps=10)"] == two[None, "fmn(steps=10)"]
+    assert one[0.1, "fgsm"] != two[0.1, "fgsm"]
+
+
+def test_what_is_run_is_prepared_in_as_few_looks_as_there_are_sets_of_attacks(data):
+    Counting.shown = 0
+    cells.prepare(small(), models={"a": Counting()}, data=data)
+    two = Counting.shown
+    Counting.shown = 0
+    cells.prepare(
+        small(threats=(dataclasses.replace(small().threats[0], radii=(0.01, 0.02, 0.03, 0.04)),)),
+        models={"a": Counting()},
+        data=data,
+    )
+    assert Counting.shown == two
+
+
+def test_the_attacks_of_a_family_are_those_of_all_models(data):
+    seen = models.Model(Counting(1), "seen", Access.SCORES, "digest")
+    suite = small(threats=(suitefile.Threat("linf", (0.05,), ("fast",), ()),))
+    records = go(data, suite, {"a": Counting(), "b": seen})
+    assert set(records.attacks("linf")) == set(records.tries["attack"])
+    assert "square(queries=300)" in records.attacks("linf")
+    assert records.about["access"] == "scores, gradients"
+
+
+def test_one_model_under_two_names_is_attacked_once(data):
+    once, twice = go(data, models={"a": Counting()}), go(data, models={"a": Counting(), "b": Counting()})
+    Counting.shown = 0
+    go(data, models={"a": Counting()})
+    alone = Counting.shown
+    Counting.shown = 0
+    go(data, models={"a": Counting(), "b": Counting()})
+    assert Counting.shown < 1.5 * alone
+    assert once.robust("a", "linf", 0.02) == twice.robust("a", "linf", 0.02) == twice.robust("b", "linf", 0.02)
+
+
+def test_what_does_not_fit_together_is_refused_before_the_run(data, tmp_path):
+    named = small(models=(suitefile.Entry("a", "m.safetensors"),))
+    for suite, given, says in (
+        (named, {"a": Counting()}, "has a model a already"),
+        (small(), {"": Counting()}, "a text of one line"),
+        (small(), {"a\nb": Counting()}, "a text of one line"),
+        (small(compile=True), {"a": Counting()}, "give fast as well"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            go(data, suite, given, out=tmp_path / "run")
+    whole = from_tensors(*data)
+    with pytest.raises(UsageError, match="have the same number"):
+        go(whole.select(torch.tensor([0, 1, 1])))
+    with pytest.raises(UsageError, match="no examples"):
+        go(whole.select(torch.tensor([], dtype=torch.int64)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_rows_do_not_depend_on_the_block(data):
     assert same_numbers(go(data, small(block=8)), go(data, small(block=20)))
 
@@ -344,6 +432,89 @@ def test_a_model_that_answers_nan_in_the_middle_keeps_what_was_done(data, tmp_pa
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_on_a_full_disk_what_was_done_is_kept_and_the_same_call_goes_on(data, tmp_path, monkeypatch):
+    whole = go(data, out=tmp_path / "whole")
+    rows, replace = [], os.replace
+
+    def full(source, target):
+        rows.append(target)
+        if len(rows) > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        UsageError, match=r"^No space left on device; what was finished before is kept, and the same command goes on$"
+    ):
+        go(data, out=tmp_path / "run")
+    monkeypatch.undo()
+    kept = [path for path in rows[:9] if "rows" in path.parts]
+    assert kept
+    assert all(path.exists() for path in kept)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert same(go(data, out=tmp_path / "run"), whole)
+
+
+def test_a_folder_of_its_own_is_gone_after_an_error(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def stop(status):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(data, report=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_are_compared_on_the_blocks_that_all_have_finished(data, tmp_path):
+    go(data, out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    keys = {model: [cell["key"] for cell in about["cells"] if cell["model"] == model] for model in "ab"}
+    (tmp_path / "run" / "rows" / keys["b"][2] / "00000008.jsonl").unlink()
+    records = load(tmp_path / "run")
+    seen = {model: set(records.clean[records.clean["model"] == model]["index"]) for model in "ab"}
+    assert seen["a"] == seen["b"]
+    assert len(seen["a"]) == 12
+    assert any("2 of 6 blocks of examples are not finished for every model" in note for note in records.notes)
+    # A model that has not begun takes nothing from the others.
+    for key in keys["b"]:
+        shutil.rmtree(tmp_path / "run" / "rows" / key)
+    records = load(tmp_path / "run")
+    assert (records.clean_accuracy("a").of, records.clean_accuracy("b").of) == (20, 0)
+
+
+def test_what_the_checks_found_is_of_the_model_by_its_name_now(data, tmp_path):
+    suite = small(checks=True, threats=(suitefile.Threat("linf", (0.05,), ("pgd(steps=4)",), ()),))
+    go(data, suite, {"a": Counting()}, out=tmp_path / "run")
+    path = next((tmp_path / "run" / "checks").iterdir())
+    path.write_text(path.read_text().replace('"model": "a"', '"model": "old"'))
+    assert {finding.model for finding in load(tmp_path / "run").findings} == {"a"}
+    go(data, suite, {"a": Counting(), "b": Counting(1)}, out=tmp_path / "run")
+    # What other models there are is part of what is checked.
+    assert len(list((tmp_path / "run" / "checks").iterdir())) == 3
+
+
+# Several processes.
+
+
+def test_a_process_that_lost_the_others_says_so(monkeypatch):
+    def lost():
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "barrier", lost)
+    with pytest.raises(UsageError, match="another process of this run stopped"):
+        engines.barrier()
+
+
+def test_several_processes_need_a_folder_and_no_other_engine(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"give one \(out=\)"):
+        go(data)
+    with pytest.raises(UsageError, match="divided by one of them"):
+        go(data, engine="ray", out=tmp_path / "run")
+
+
 # What is in the files.
 
 
@@ -380,6 +551,81 @@ def test_a_file_of_a_newer_version_and_a_damaged_one_are_told(data, tmp_path):
         go(data, out=tmp_path / "run")
 
 
+ROW = {"index": 3, "success": True, "distance": 0.1, "adversarial": 1, "forwards": 1, "backwards": 1, "checks": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ROW, "index": 10**30},
+        {**ROW, "index": "3"},
+        {**ROW, "index": 10**6},
+        {**ROW, "success": 1},
+        {**ROW, "distance": math.nan},
+        {**ROW, "distance": math.inf},
+        {**ROW, "forwards": 1.5},
+        {"index": 3},
+        [1, 2],
+        7,
+        None,
+    ],
+)
+def test_a_row_that_no_attack_wrote_is_told(row, data, tmp_path):
+    go(data, out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    path = tmp_path / "run" / "rows" / about["cells"][1]["key"] / "00000000.jsonl"
+    head = {**json.loads(path.read_text().split("\n", 1)[0]), "rows": 1}
+    path.write_text(f"{json.dumps(head)}\n{json.dumps(row)}\n")
+    # What is missing counts on what is there.
+    last = [cell["key"] for cell in about["cells"] if cell["model"] == "a"][-1]
+    for use in (load, lambda folder: go(data, out=folder)):
+        with pytest.raises(UsageError, match="damaged") as error:
+            use(tmp_path / "run")
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / "run" / "rows" / last, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("cells", 1, "key"), "../../../etc"),
+        (("models", 0, "checks"), "../../secret"),
+        (("models", 0, "name"), 3),
+        (("models",), {}),
+        (("cells",), [1]),
+        (("blocks",), ["0"]),
+        (("families", "linf"), {"radii": ["a"], "attacks": []}),
+        (("families",), []),
+        (("gates",), {}),
+        (("notes",), [None]),
+        (("data", "high"), None),
+        (("title",), None),
+        (("seeds",), 0),
+    ],
+)
+def test_a_description_that_no_run_wrote_is_told(path, value, data, tmp_path):
+    go(data, out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    inner = about
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    (tmp_path / "run" / "benchmark.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=f"damaged .its {path[0]} are not"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "{"])
+def test_json_that_cannot_be_read_is_told(text, data, tmp_path):
+    go(data, out=tmp_path / "run")
+    some_rows(tmp_path / "run").write_text(f"{text}\n")
+    with pytest.raises(UsageError, match="damaged"):
+        load(tmp_path / "run")
+    (tmp_path / "run" / "benchmark.json").write_text(text)
+    with pytest.raises(UsageError, match="damaged"):
+        load(tmp_path / "run")
+
+
 def test_a_folder_of_something_else_is_refused(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
@@ -402,6 +648,22 @@ def test_checks_are_kept(tmp_path):
         Finding.from_json({**finding.to_json(), "severity": "bad"})
     with pytest.raises(UsageError, match="field"):
         Finding.from_json({"check": "x"})
+    for wrong in ({"model": 3}, {"numbers": []}, {"numbers": {"n": "3"}}):
+        with pytest.raises(UsageError, match="texts and numbers"):
+            Finding.from_json({**finding.to_json(), **wrong})
+
+
+def test_models_on_the_command_line_have_a_name_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _models(["x=a.onnx", "lr=0.1/m.safetensors", "net.py:load"]) == {
+        "x": "a.onnx",
+        "lr": "0.1/m.safetensors",
+        "net": "net.py:load",
+    }
+    (tmp_path / "lr=0.1").mkdir()
+    assert _models(["lr=0.1"]) == {"lr=0": "lr=0.1"}
+    with pytest.raises(UsageError, match=r"a/m.onnx and b/m.onnx are both called m; give each a name"):
+        _models(["a/m.onnx", "b/m.onnx"])
 
 
 # What does not fit.
@@ -424,6 +686,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost(data):
     assert same_numbers(narrow, wide)
     direct = evaluate(Narrow(), data, threat="linf(0.05)", attacks=FGSM(), batch_size=4)
     assert evaluate(Narrow(), data, threat="linf(0.05)", attacks=FGSM(), batch_size=16).rows == direct.rows
+
+
+def test_a_cpu_without_memory_is_a_lack_of_memory(data):
+    class Greedy(Narrow):
+        def forward(self, x):
+            return super().forward(x) if len(x) <= self.room else torch.empty(10**15)
+
+    assert same_numbers(go(data, models={"a": Greedy()}), go(data, models={"a": Counting()}))
 
 
 def test_a_single_row_that_does_not_fit_is_told():
@@ -542,9 +812,27 @@ def test_a_ray_worker_that_is_killed_loses_nothing(data, tmp_path, monkeypatch):
     one = go(data, models={"a": Dying(), "b": Counting(1)})
     assert not flag.exists()
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        many = go(data, models={"a": Dying(), "b": Counting(1)}, engine="ray")
-    finally:
-        cluster.shutdown()
+    many = go(data, models={"a": Dying(), "b": Counting(1)}, engine="ray")
     assert flag.exists()
+    assert not cluster.is_initialized()
     assert same(one, many)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_ray_is_said_in_a_sentence(data):
+    pytest.importorskip("ray", reason="Ray is not installed")
+
+    class Away(Counting):
+        """Answers at home only."""
+
+        home = os.getpid()
+
+        def forward(self, x):
+            return super().forward(x) * (1.0 if os.getpid() == self.home else math.nan)
+
+    with pytest.raises(ModelError, match=r"^the model returned NaN for 8 of 8 examples; logits must be numbers$"):
+        go(data, models={"a": Away()}, engine="ray")
+    locked = Counting()
+    locked.lock = threading.Lock()
+    with pytest.raises(UsageError, match=r"cannot be sent to workers \(cannot pickle '_thread.lock' object\)"):
+        go(data, models={"a": locked}, engine="ray")

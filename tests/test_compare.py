@@ -85,6 +85,7 @@ def test_models_are_paired_by_name_or_as_told():
     assert {(row.base, row.head) for row in told.rows} == {("a", "b"), ("b", "c")}
     assert not told.notes
     assert all((row.lost, row.gained) == (0, 0) for row in told.rows)
+    assert compare(base, head, pairs={}) == result
     one = compare(made({"old": distances()}), made({"new": distances()}))
     assert one.rows[0].cells()[0] == "old -> new"
 
@@ -152,6 +153,26 @@ def test_a_suspect_number_is_announced():
     assert note == "a in head is suspect in linf: zero-gradients"
 
 
+def test_a_run_that_stopped_is_announced():
+    stopped = {"gates": {"require": ["clean >= 0.5"], "strict": False, "sequential": True}}
+    fixed = {"gates": {"require": ["clean >= 0.5"], "strict": False, "sequential": False}}
+    (note,) = compare(made({"a": distances()}, **fixed), made({"a": distances()}, **stopped)).notes
+    assert note.startswith("head stopped when its gates were decided")
+
+
+def test_where_nothing_was_broken_there_is_no_distance():
+    unbroken = made({"a": [math.inf, math.inf, 0]})
+    assert quantities(compare(unbroken, unbroken)) == ["clean"]
+    assert quantities(compare(unbroken, made({"a": [math.inf, 2.0, 0]}))) == ["clean", "closest[linf]"]
+
+
+def test_a_name_does_nothing_in_markdown():
+    name = "a\n| <img src=x> @all [b](c)"
+    lines = compare(made({name: [1.0]}, title=name), made({name: [1.0]}, title=name)).to_markdown().splitlines()
+    assert len(lines) == 6
+    assert lines[4].startswith("| a \\| \\<img src=x\\> @all \\[b\\](c) | clean |")
+
+
 def test_a_millionth_is_no_difference():
     found = distances()
     result = compare(made({"a": found}), made({"a": found * (1 - 1e-8)}))
@@ -211,6 +232,12 @@ def test_the_command(folders, capsys):
     assert printed.splitlines()[2].split(" | ")[1:3] == ["quantity", "base"]
     written = (folders / "table.md").read_text(encoding="utf-8")
     assert written.count("| worse |") == 2
+
+
+def test_a_model_of_the_same_name_is_named_once(capsys):
+    far, near = made({"net": distances(mean=1.6)}, radii=RADII), made({"net": distances()}, radii=RADII)
+    command.show(compare(far, near))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("net is worse in robust[linf(0.5)]; net is worse in")
 
 
 def test_the_command_pairs_names_that_hold_equals_signs():

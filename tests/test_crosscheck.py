@@ -1,8 +1,10 @@
 """The cross-check: what other libraries return is checked here, and what only they break is explained."""
 
 import dataclasses
+import importlib.util
 import json
 import math
+import sys
 from dataclasses import fields
 
 import pandas as pd
@@ -16,6 +18,7 @@ from advkit import Lp, UsageError, spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks import crosscheck as module
 from advkit.benchmarks.crosscheck import EXPLANATIONS, LIBRARIES, CrossCheck, Library, Peer, Unit, crosscheck, stronger
+from advkit.benchmarks.peers import peer
 from advkit.cli.crosscheck import add, show, verdict
 from advkit.data import from_tensors
 from advkit.errors import AccessError
@@ -138,6 +141,13 @@ def test_one_that_raises_is_said_and_the_next_goes_on(monkeypatch, data):
         "call0() raised RuntimeError: out of luck",
         "call1() returned shape (1, 4) for inputs of shape (6, 4)",
     )
+    assert tally.broke == 3
+
+
+def test_one_that_ends_the_program_is_said_too(monkeypatch, data):
+    fake(monkeypatch, lambda *_: sys.exit("enough"), perfect)
+    (tally,) = checked(data).libraries
+    assert tally.failures == ("call0() raised SystemExit: enough",)
     assert tally.broke == 3
 
 
@@ -312,6 +322,36 @@ def test_absent_libraries_are_named(monkeypatch, data):
     assert "none is not installed and is left out" in checked(data).notes
 
 
+def test_a_library_that_cannot_be_imported_is_left_out(monkeypatch, data):
+    def load():
+        raise ImportError("cannot import name 'gone'.\nmore")
+
+    fake(monkeypatch, perfect)
+    module.LIBRARIES["broken"] = Library(load, {math.inf: ()})
+    assert "broken cannot be imported (ImportError: cannot import name 'gone') and is left out" in checked(data).notes
+
+
+def test_what_a_library_imports_is_stood_in_for_only_meanwhile(monkeypatch, tmp_path):
+    (tmp_path / "library_of_mine.py").write_text("import visdom\nshown = visdom.show()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("visdom") is None
+    package = peer("library_of_mine")
+    monkeypatch.delitem(sys.modules, "library_of_mine")
+    assert package.shown is not None
+    assert "visdom" not in sys.modules
+    assert importlib.util.find_spec("visdom") is None
+
+
+def test_no_more_points_at_a_time_than_a_batch(monkeypatch, needle):
+    small(monkeypatch)
+    model, data, call = needle
+    fake(monkeypatch, call)
+    sizes, real = set(), module.ask
+    monkeypatch.setattr(module, "ask", lambda model, z: sizes.add(len(z)) or real(model, z))
+    assert len(checked(data, model, batch_size=1).unexplained) == 2
+    assert sizes == {1}
+
+
 def test_a_folder_with_something_else_is_refused(monkeypatch, data, tmp_path):
     fake(monkeypatch, perfect)
     (tmp_path / "mine").write_text("")
@@ -358,6 +398,30 @@ def test_the_command_prints_json_and_ends_with_0(monkeypatch, files, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["schema"] == "advkit/crosscheck/1"
     assert [tally["library"] for tally in said["libraries"]] == ["fake"]
+
+
+def test_a_command_that_is_stopped_does_not_say_that_it_goes_on(monkeypatch, files):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, stopped)
+    with pytest.raises(UsageError, match="stopped; nothing is kept of a cross-check that is not finished"):
+        command(*files, "--out", "out")
+
+
+def test_the_command_says_what_it_cannot_keep_and_refuses_a_bad_folder_first(monkeypatch, files, capsys):
+    fake(monkeypatch, perfect)
+    with pytest.raises(NotADirectoryError):
+        command(*files, "--out", "here.py/out")
+    assert capsys.readouterr().out == ""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        command(*files, "--json", "--out", "out")
+    assert json.loads(capsys.readouterr().out)["right"] == 3
 
 
 def test_the_command_ends_with_1_where_something_is_unexplained(monkeypatch, files, capsys):

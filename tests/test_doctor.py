@@ -1,5 +1,7 @@
 """The doctor: every check fires on the failure it is for, and none on networks that are attacked well."""
 
+import contextlib
+import io
 import json
 import math
 import shlex
@@ -18,6 +20,7 @@ from advkit.attacks import ATTACKS, FGSM, PGD, Expect, RayS, Restarts, Square, U
 from advkit.benchmarks import doctor
 from advkit.benchmarks.alarms import NoGraph, alarms, planted
 from advkit.benchmarks.broken import Noisy, Quantized, winners
+from advkit.benchmarks.checking import leading
 from advkit.benchmarks.doctor import diagnose
 from advkit.benchmarks.findings import SEVERITIES, Finding
 from advkit.benchmarks.probe import leaves, longer, rebuilt, surely
@@ -195,6 +198,13 @@ def test_other_threat_models_are_looked_at_too(threat, plain, digits):
     assert_commands_parse(found)
 
 
+def test_without_a_range_there_is_no_radius_that_reaches_it(plain, digits):
+    x, y = batch(digits, 4)
+    found = diagnose(plain, x, y, Lp(math.inf, 0.1, low=-math.inf, high=math.inf), attack=PGD(steps=3))
+    assert "more-radius-does-not-help" in {f.check for f in found}
+    assert all(f.check != "unbounded-attack-fails" and "could not be run" not in f.evidence for f in found)
+
+
 class Raising(nn.Module):
     """A model whose calls begin to fail."""
 
@@ -275,7 +285,7 @@ def records(rows, *, family="linf", attacks=("pgd", "square"), radii=(0.1,), n=3
         ]
     )
     about = {**made.about, "families": {family: {"radii": list(radii), "attacks": list(attacks)}}}
-    return replace(made, about=about, tries=tries, _memory={})
+    return replace(made, about=about, tries=tries)
 
 
 def seen(*arguments, **options):
@@ -321,6 +331,18 @@ def test_half_of_the_range_breaks_everything():
 def test_a_search_for_the_closest_that_finds_nothing():
     rows = [("fmn", math.inf, i, i < 16) for i in range(32)]
     assert seen(rows, attacks=("fmn",), radii=(math.inf,)) == {"closest-not-found": "suspect"}
+
+
+@pytest.mark.parametrize(("k", "verdict"), [(0, {}), (1, {}), (20, {"not-the-closest": "warning"})])
+def test_a_search_that_misses_what_attacks_find(k, verdict):
+    rows = [("fmn(steps=5)", math.inf, i, i >= k) for i in range(32)] + [("pgd", 0.1, i, i < 20) for i in range(32)]
+    made = records(rows, attacks=("fmn(steps=5)", "pgd"), radii=(0.1, None))
+    # What the search found is in the radius.
+    made = replace(made, tries=made.tries.replace({"distance": 9.0}, 0.1))
+    found = [f for f in from_records(made) if f.check == "not-the-closest"]
+    assert fired(found) == verdict
+    assert [f.numbers["count"] for f in found] == [k]
+    assert all("'fmn(steps=20)'" in f.command and "--threat linf " in f.command for f in found if f.command)
 
 
 def test_noise_alone():
@@ -378,3 +400,103 @@ def test_the_command_writes_json(saved, capsys):
     run(saved, *words)
     found = [Finding.from_json(one) for one in json.loads(capsys.readouterr().out)]
     assert {f.severity for f in found} <= set(SEVERITIES)
+
+
+FLAT = """
+import torch
+
+
+def flat():
+    return lambda x: (x - x.detach()).flatten(1)[:, :10] + 2 * torch.eye(10)[0]
+
+
+def constant():
+    return lambda x: 2 * torch.eye(10)[0] + 0 * x.flatten(1)[:, :10]
+"""
+
+
+@pytest.mark.parametrize(("name", "median"), [("flat", [None]), ("constant", [])])
+def test_the_json_of_a_model_that_never_changes_is_json(name, median, tmp_path, capsys):
+    (tmp_path / "m.py").write_text(FLAT)
+    words = ["--data", "mnist-5k", "--threat", "linf(0.1)", "--limit", "20", "--attack", "pgd(steps=3)", "--json"]
+    run(f"{tmp_path / 'm.py'}:{name}", *words)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [f["numbers"]["median"] for f in found if f["check"] == "unstable-predictions"] == median
+
+
+# In a benchmark.
+
+MASKED = ("quantized", "detached")
+
+DEFENDED = """
+from advkit.benchmarks.broken import Detached, Quantized
+from advkit.models import checkpoint
+
+
+def quantized():
+    return Quantized(checkpoint.load("{network}")[0], 8)
+
+
+def detached():
+    return Detached(checkpoint.load("{network}")[0])
+"""
+
+SUITE = """
+title = "planted"
+data = "mnist-5k"
+limit = 48
+attacks = ["fgsm", "pgd(steps=3)"]
+
+[[threats]]
+threat = "linf"
+radii = [0.1]
+"""
+
+
+@pytest.fixture(scope="module")
+def benched(saved, tmp_path_factory):
+    """What ``advkit benchmark`` prints and writes for a network, and for two defenses that take its gradient away."""
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "suite.toml").write_text(SUITE)
+    (folder / "defended.py").write_text(DEFENDED.format(network=saved))
+    words = [str(folder / "suite.toml"), "--out", str(folder / "run"), "--model", f"plain={saved}"]
+    words += [f"--model={name}={folder / 'defended.py'}:{name}" for name in MASKED]
+    words += ["--require", "robust[linf(0.1), quantized] >= 1 %", "--require", "clean[quantized] >= 50 %"]
+    arguments = parser().parse_args(["benchmark", *words])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert arguments.run(arguments) == 0
+    return said.getvalue(), folder / "run" / "report"
+
+
+def test_a_benchmark_marks_what_masked_gradients_overstate(benched):
+    said, folder = benched
+    found = json.loads((folder / "summary.json").read_text())
+    assert {row["model"]: row["suspect"] for row in found["results"]} == {"plain": False, "quantized": True, "detached": True}
+    seen = {(f["model"], f["check"]) for f in found["findings"] if f["severity"] == "suspect"}
+    assert {(model, "unavailable-gradients") for model in MASKED} <= seen
+    assert [(gate["gate"][:5], gate["suspect"]) for gate in found["gates"]] == [("robus", True), ("clean", False)]
+    table = [line for line in said.splitlines() if line.startswith("│")]
+    for model in ("plain", *MASKED):
+        (line,) = [line for line in table if f" {model} " in line]
+        assert ("suspect" in line) == (model in MASKED)
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert page.count(">suspect</span>") > len(MASKED)
+    assert "unavailable-gradients" in page
+    # The sentence, the table with its area, two attacks alone, and the gate.
+    assert text.count("(**suspect**)") == 2 * 5 + 1
+    for log, sign in (("junit.xml", "cannot be trusted"), ("report.sarif", "unavailable-gradients"), ("results.csv", "True")):
+        assert sign in (folder / log).read_text()
+
+
+@pytest.mark.parametrize(
+    ("suite", "led"),
+    [
+        (("fgsm", "pgd(steps=3)", "restarts(pgd)"), "pgd(steps=3)"),
+        (("fgsm", "restarts(pgd(steps=5), n=2)", "expect(pgd, n=5)"), "expect(pgd, n=5)"),
+        (("fgsm",), "fgsm"),
+        (("fgsm", "square(queries=9)"), "square(queries=9)"),
+    ],
+)
+def test_an_attack_of_the_suite_is_checked(suite, led):
+    attacks = [spec.parse(attack, ATTACKS, "attack") for attack in suite]
+    assert leading(attacks) == attacks[suite.index(led)]

@@ -420,3 +420,16 @@ def test_gradients_of_any_scale_are_followed(digits):
         found.append([row["broke"] for row in result.by_attack()])
     assert found[0] == found[1] == found[2]
     assert found[0][0] > 0
+
+
+@pytest.mark.parametrize("key", ["model", "data", "threat", "attacks", "seed", "batch_size", "alone", "access", "advkit"])
+def test_a_run_that_lacks_something_is_said_to_be_damaged(key, tmp_path):
+    x = torch.rand(6, 1, 4, 4)
+    evaluate(
+        lambda z: z.flatten(1)[:, :3], (x, torch.zeros(6, dtype=torch.int64)), threat="linf(0.1)", attacks="fgsm", out=tmp_path
+    )
+    run = json.loads((tmp_path / "run.json").read_text())
+    for wrong in ({}, {key: {}} if key != "threat" else {key: 3}):
+        (tmp_path / "run.json").write_text(json.dumps({**{k: v for k, v in run.items() if k != key}, **wrong}))
+        with pytest.raises(UsageError, match=rf"is damaged \(its {key}"):
+            Evaluation.load(tmp_path)

@@ -76,7 +76,9 @@ def test_grammar(text, parts):
         ("robst[linf(0.1)] >= 0.5", "did you mean 'robust'"),
         ("robust[linv(0.1)] >= 0.5", "did you mean 'linf'"),
         ("robust[linf] >= 0.5", "takes a radius"),
-        ("area[linf(0.1)] >= 0.5", "takes no radius"),
+        ("area[linf(0.1)] >= 0.5", "an l_p ball and no radius"),
+        ("area[rotation(10)] >= 0.5", "an l_p ball and no radius, as in area"),
+        ("median[rotation(10), net] >= 0.5", "an l_p ball and no radius, as in median"),
         ("robust >= 0.5", "lacks a name"),
         ("clean[] >= 0.5", "lacks a name"),
         ("robust[linf(0.1), ] >= 0.5", "lacks a name"),
@@ -84,6 +86,7 @@ def test_grammar(text, parts):
         ("clean >= -1", "should be a number"),
         ("clean >= 98", "from 0 to 1"),
         ("clean >= 8/0", "from 0 to 1"),
+        ("median[l2] >= 1e999", "from 0 to inf"),
     ],
 )
 def test_what_is_no_gate(text, says):
@@ -169,6 +172,12 @@ def test_a_change_is_found_however_it_is_written():
         decide(Gate.parse("robust[rotation(20)] <= 0.5"), records)
 
 
+def test_a_threat_model_that_has_no_spec_is_in_no_gates_way():
+    records = made({"net": [1.0] * 50}, family="Mine(angle=3)", radii=(1.0,))
+    records.about["families"]["linf"] = {"radii": [0.5], "attacks": ["pgd"]}
+    assert verdict("robust[linf(0.5)] >= 0.5", records) == "passed"
+
+
 def test_what_is_not_decided_fails_a_strict_gate_only():
     records = made({"net": [1.0] * 300 + [0.0] * 100})
     for bar, loose, strict in ((0.6, True, True), (0.74, True, False), (0.9, False, False)):
@@ -182,6 +191,10 @@ def test_the_gates_that_a_run_was_made_with():
     assert decisions(records) == []
     records.about["gates"] = {"require": ["clean >= 0.6", "clean >= 0.74"], "strict": True, "sequential": False}
     assert [(d.gate, d.ok) for d in decisions(records)] == [("clean >= 0.6", True), ("clean >= 0.74", False)]
+    assert {d.value for d in decisions(records)} == {rate(300, 400)}
+    # What a run stopped by decides it at the end.
+    records.about["gates"]["sequential"] = True
+    assert {d.value for d in decisions(records)} == {sequence(300, 400)}
 
 
 def test_a_suspect_number_passes_no_strict_gate_on_robustness():

@@ -1,5 +1,6 @@
 """The table that a page keeps current."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,19 @@ def test_a_page_is_brought_up_to_date_and_the_rest_stays(records, tmp_path):
         update(page, records)
 
 
+def test_a_title_does_not_end_its_comment_and_a_page_is_text(records, tmp_path):
+    page = tmp_path / "page.md"
+    bold = dataclasses.replace(records, title="a --> <script>\nb")
+    update(page, bold)
+    update(page, bold)
+    lines = page.read_text().splitlines()
+    assert lines[0] == "<!-- advkit benchmark: a -> &lt;script> b -->"
+    assert page.read_text().count("| strong |") == 1
+    page.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not text in UTF-8"):
+        update(page, records)
+
+
 def test_numbers_of_robustbench_are_added_where_norm_and_radius_agree(records, tmp_path):
     info = {"name": "A paper", "architecture": "ResNet-18", "eps": "0.5", "clean_acc": "80.24", "autoattack_acc": "51.06"}
     for folder in ("Linf", "L2"):
@@ -53,6 +67,7 @@ def test_numbers_of_robustbench_are_added_where_norm_and_radius_agree(records, t
     lines = table(records, [tmp_path / "Linf" / "Doe2020.json", tmp_path / "L2" / "Doe2020.json"]).splitlines()
     assert lines[4] == "| Doe2020 (ResNet-18), as reported by RobustBench | 80.24 % | 49.50 % |"
     assert lines[5].endswith("| 80.24 % |  |")
-    (tmp_path / "L2" / "bad.json").write_text("{}")
-    with pytest.raises(UsageError, match="RobustBench"):
-        table(records, [tmp_path / "L2" / "bad.json"])
+    for bad in ({}, {**info, "eps": "8/0"}):
+        (tmp_path / "L2" / "bad.json").write_text(json.dumps(bad))
+        with pytest.raises(UsageError, match="RobustBench"):
+            table(records, [tmp_path / "L2" / "bad.json"])

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -132,21 +135,88 @@ def test_gate(robustness):
     robustness.require(net, data, "robust[linf(0.1)] >= 0.9", attacks="fgsm")
 """
     suite(text, "--robustness-out", "kept").assert_outcomes(passed=1, failed=1)
-    folders = sorted(Path(pytester.path, "kept").iterdir())
+    folders = sorted(Path(pytester.path, "kept").glob("net-*"))
     assert len(folders) == 2
-    assert all(folder.name.startswith("net-") for folder in folders)
     assert {Evaluation.load(folder).run["attacks"][0] for folder in folders} == {"pgd(steps=20)", "fgsm"}
     again = suite(text, "--robustness-out", "kept", "-s")
     (passes,) = [int(line.split()[-1]) for line in again.outlines if "passes " in line]
     assert passes < 20
-    assert "rows and examples: kept" in again.stdout.str()
-    assert sorted(Path(pytester.path, "kept").iterdir()) == folders
+    assert f"rows and examples: {pytester.path / 'kept'}" in again.stdout.str()
+    assert sorted(Path(pytester.path, "kept").glob("net-*")) == folders
+
+
+def test_the_folder_is_where_pytest_was_started(suite, pytester):
+    text = """
+def test_it(robustness, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    robustness(net, data, threat="linf(0.1)", attacks="fgsm")
+"""
+    suite(text, "--robustness-out", "kept").assert_outcomes(passed=1)
+    assert list(Path(pytester.path, "kept").glob("net-*"))
+
+
+def test_a_file_is_no_folder(suite, pytester):
+    pytester.makefile(".txt", kept="")
+    result = suite("def test_it():\n    pass\n", "--robustness-out", "kept.txt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "is a file; it should be a folder" in result.stderr.str()
+
+
+def test_those_that_make_the_same_evaluation_take_turns(tmp_path):
+    x = torch.rand(40, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    data = x, x.flatten(1).argmax(1)
+    ready = threading.Barrier(2)
+
+    def slow(z):
+        time.sleep(0.02)
+        return z.flatten(1)
+
+    def attacked(_):
+        robustness = Robustness(tmp_path)
+        ready.wait()
+        return robustness(slow, data, threat="linf(0.1)", attacks="fgsm", batch_size=10).robust_accuracy
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(attacked, range(2))
+    assert first == second
+    assert len(list(tmp_path.glob("slow-*"))) == 1
+
+
+def test_what_a_requirement_came_to_is_in_the_report_of_its_test(suite, pytester):
+    pytester.makeconftest(
+        """
+def pytest_runtest_logreport(report):
+    for name, text in report.user_properties:
+        print("\\nproperty", report.when, report.nodeid.split("::")[1], name, text.split(" of ")[0])
+"""
+    )
+    result = suite(
+        """
+@pytest.fixture(scope="module")
+def checked(robustness):
+    return robustness.require(net, data, "robust[linf(0.1)] >= 0.4", attacks="fgsm")
+
+def test_one(robustness, checked):
+    robustness.require(net, data, "clean >= 0.9")
+
+def test_two(checked):
+    pass
+""",
+        "-s",
+    )
+    properties = [line for line in result.outlines if line.startswith("property")]
+    assert properties == [
+        "property setup test_one robustness robust[linf(0.1)]",
+        "property call test_one robustness clean",
+    ]
 
 
 def test_what_is_wrong_is_said(suite):
     result = suite('def test_it(robustness):\n    robustness.require(net, data, "robust >= many")\n')
     result.assert_outcomes(failed=1)
-    assert "UsageError" in result.stdout.str()
+    text = result.stdout.str()
+    assert "UsageError: the gate 'robust >= many' lacks a name" in text
+    assert "gates.py" not in text, "the way to the sentence is of no use"
 
 
 def test_without_a_requirement_nothing_is_said(suite):

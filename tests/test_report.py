@@ -29,7 +29,7 @@ from advkit.benchmarks.findings import Finding
 from advkit.benchmarks.gates import Decision
 from advkit.benchmarks.ledger import alone, ledger, plan_order
 from advkit.benchmarks.records import Records, Shown
-from advkit.benchmarks.report import FILES, _marked_down, append_step_summary, page, report, summary
+from advkit.benchmarks.report import FILES, _markdown, append_step_summary, headline, marked_down, page, report, summary
 from advkit.benchmarks.statistics import Estimate, rate
 from advkit.cli import report as command
 from advkit.errors import UsageError
@@ -199,7 +199,7 @@ def fields(part, prefix=""):
 
 
 def test_only_time_depends_on_time(records):
-    slower = dataclasses.replace(records, costs=records.costs.assign(seconds=99.0, memory=1), _memory={})
+    slower = dataclasses.replace(records, costs=records.costs.assign(seconds=99.0, memory=1))
     a, b = summary(records, DECISIONS), summary(slower, DECISIONS)
     assert a.pop("time") != b.pop("time")
     assert json.dumps(a) == json.dumps(b)
@@ -261,7 +261,7 @@ def test_sarif(out):
     ]
     assert all(rules[r["ruleIndex"]]["id"] == r["ruleId"] for r in run["results"])
     assert rules[0]["help"]["text"] == "It masks."
-    assert "9 of 12 are 0" in run["results"][0]["message"]["text"]
+    assert "9 of 12 are 0; It masks.; next: advkit attack x" in run["results"][0]["message"]["text"]
     assert len({r["partialFingerprints"]["advkit/v1"] for r in run["results"]}) == 3
     uri = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert re.fullmatch(r"[A-Za-z0-9%./_~-]+", uri)
@@ -289,7 +289,7 @@ def test_markdown(records, out):
 @settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_marked_down_text_says_the_same_and_is_inert(text):
-    safe = _marked_down(text)
+    safe = marked_down(text)
     assert re.sub(r"\\(.)", r"\1", safe) == ci.printable(" ".join(text.split()))
     assert not re.search(r"(?<!\\)(?:\\\\)*[<|`\[]", safe)
 
@@ -389,7 +389,7 @@ def planned(broken, passes):
         "seeds": [0],
         "families": {"linf": {"radii": [0.1], "attacks": names}},
     }
-    return dataclasses.replace(base, about=about, tries=pd.DataFrame(tries), _memory={})
+    return dataclasses.replace(base, about=about, tries=pd.DataFrame(tries))
 
 
 def test_the_planner_takes_first_what_breaks_most_per_pass():
@@ -413,6 +413,31 @@ def test_an_order_has_every_attack_once_and_breaks_what_all_break(attacks):
     assert first.broke / first.passes == pytest.approx(max(firsts))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.sets(st.integers(1, N - 1)), st.integers(1, 50)), min_size=2, max_size=4))
+def test_the_ledger_and_the_planner_count_what_a_run_would(attacks):
+    broken, passes = zip(*attacks, strict=True)
+    records, names = planned(broken, passes), list("abcdef")[: len(attacks)]
+    rest = {name: set().union(*(b for n, b in zip(names, broken, strict=True) if n != name)) for name in names}
+    for one, hits, cost in zip(ledger(records, "plain", "linf", 0.1), broken, passes, strict=True):
+        own = hits - rest[one.attack]
+        assert (one.examples, one.broke, one.own) == (N - 1, len(hits), len(own))
+        assert (one.alone.count, one.alone.of) == (N - 1 - len(hits), N)
+        assert one.passes_each == (cost * (N - 1) / len(own) if own else math.inf)
+    order = plan_order(records, "linf")
+
+    def simulated(chosen):
+        left, total = set(range(1, N)), 0
+        for name in chosen:
+            total += passes[names.index(name)] * len(left)
+            left -= broken[names.index(name)]
+        return total
+
+    assert order.given == simulated(names)
+    assert order.passes == simulated([step.attack for step in order.steps])
+    assert order.needed == simulated([step.attack for step in order.steps if step.broke])
+
+
 def test_the_planner_refuses_an_unknown_family(records):
     with pytest.raises(UsageError, match="l1 was not measured; measured are linf, l2"):
         plan_order(records, "l1")
@@ -424,6 +449,25 @@ def test_no_point_of_the_front_is_beaten_and_every_other_is(points):
     for i, (x, y) in enumerate(points):
         beaten = any((u >= x and v > y) or (u > x and v >= y) for u, v in points)
         assert beaten == (i not in best)
+
+
+def test_the_plane_of_accuracies_is_as_wide_as_its_intervals():
+    places = [plots.Place(0, rate(295, 300), rate(4, 300)), plots.Place(1, rate(300, 300), rate(223, 300))]
+    ticks = [float(text) for text in re.findall(r">\s*(\d+(?:\.\d+)?)</text>", plots.pareto(places, "linf(0.2)"))]
+    across, up = [t for t in ticks if t > 90], [t for t in ticks if t <= 90]
+    assert (min(across) > 95, max(across), min(up), max(up)) == (True, 100, 0, 80)
+    assert len(across) > 3
+
+
+@pytest.mark.parametrize("draw", [lambda one: plots.spread([one], "l"), lambda one: plots.curves([one], "l", everywhere=False)])
+def test_suspect_marks_are_hollow(draw):
+    points = [(0.1, rate(9, 10)), (0.2, rate(5, 10))]
+    hollow, full = (draw(plots.Series(0, points, suspect)) for suspect in (True, False))
+    assert ("fill-opacity: 0" in hollow, "fill-opacity: 0" in full) == (True, False)
+
+
+def test_a_label_is_text_and_no_formula():
+    assert "$x_{$" in plots.spread([plots.Series(0, [(0, rate(1, 2))])], "$x_{$")
 
 
 def test_pictures_are_what_they_were():
@@ -463,6 +507,15 @@ def test_of_features_the_numbers_that_changed_most_are_told():
     assert gallery.card(records, one).parts == (("x[3]", "0.5 -> 0.2"), ("x[5]", "0.5 -> 0.7"), ("x[1]", "0.5 -> 0.6"))
 
 
+@pytest.mark.parametrize(("channels", "parts"), [(3, "image"), (4, "features")])
+def test_images_in_another_range_are_seen(channels, parts, records):
+    shown = dataclasses.replace(
+        records.shown("plain", "l2")[0], x=torch.zeros(channels, 4, 4), x_adv=torch.ones(channels, 4, 4)
+    )
+    about = {**records.about, "data": {**records.about["data"], "low": -1.0, "high": 1.0}}
+    assert gallery.card(dataclasses.replace(records, about=about), shown).kind == parts
+
+
 def test_captions(records):
     one = records.shown("plain", "l2")[0]
     assert gallery.card(records, one).caption == f"3 -> 7, l_2 {one.distance:.3g}, {one.attack}"
@@ -471,7 +524,7 @@ def test_captions(records):
 def test_a_model_of_which_nothing_is_finished_is_said_to_be_so(records, tmp_path):
     kept = {name: getattr(records, name) for name in ("clean", "tries", "costs")}
     kept = {name: table[table["model"] == "plain"] for name, table in kept.items()}
-    half = dataclasses.replace(records, **kept, gallery=lambda *_: [], _memory={})
+    half = dataclasses.replace(records, **kept, gallery=lambda *_: [])
     report(half, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "Nothing of it is finished." in text
@@ -479,20 +532,70 @@ def test_a_model_of_which_nothing_is_finished_is_said_to_be_so(records, tmp_path
     found = json.loads((tmp_path / "summary.json").read_text())
     jsonschema.validate(found, schema())
     assert found["families"][0]["front"] == ["plain"]
-    nothing = dataclasses.replace(half, clean=half.clean.iloc[:0], _memory={})
+    nothing = dataclasses.replace(half, clean=half.clean.iloc[:0])
     with pytest.raises(UsageError, match="nothing is finished"):
         report(nothing, tmp_path)
 
 
 def test_where_nothing_was_broken_there_is_a_report_too(records):
     unbroken = records.tries.assign(success=False, distance=math.inf, adversarial=-1)
-    robust = dataclasses.replace(records, tries=unbroken, gallery=lambda *_: [], _memory={})
+    robust = dataclasses.replace(records, tries=unbroken, gallery=lambda *_: [])
     found = summary(robust)
+    assert "None were kept." in page(robust, found)
     jsonschema.validate(found, schema())
     assert {row["robust"]["count"] for row in found["results"]} == {N - 1}
     assert [family["front"] for family in found["families"]] == [list(NAMES)] * 2
     assert found["families"][0]["order"]["needless"]
     assert page(robust, found).count("<svg") == 6
+
+
+def test_data_without_a_range_have_a_report(records, tmp_path):
+    about = {**records.about, "data": {**records.about["data"], "kind": "features", "low": -math.inf, "high": math.inf}}
+    report(dataclasses.replace(records, about=about), tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["run"]["data"]["low"], found["run"]["data"]["high"]) == (None, None)
+    jsonschema.validate(found, schema())
+
+
+def test_a_name_that_is_no_text_is_replaced(records, tmp_path):
+    about = {**records.about, "models": [{**model, "spec": "m\udcff.py"} for model in records.about["models"]]}
+    report(dataclasses.replace(records, about=about, title="t\udcff", notes=("n\udcff",)), tmp_path, DECISIONS)
+    assert "<h1>t?</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    ElementTree.parse(tmp_path / "junit.xml")
+
+
+def test_code_scanning_is_told_of_the_file_and_of_every_gate_that_fails_the_run(records):
+    strict = dataclasses.replace(DECISIONS[2], ok=False)
+    about = {**records.about, "models": [{**model, "spec": "nets/m.py:load"} for model in records.about["models"]]}
+    log = json.loads(ci.sarif(summary(dataclasses.replace(records, about=about, findings=()), (strict,))))
+    (result,) = log["runs"][0]["results"]
+    assert result["ruleId"] == "gate"
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "nets/m.py"
+
+
+def test_the_headline_is_where_models_differ(records):
+    assert headline(records, "linf") == 0.2
+    broken = records.tries.assign(success=True, distance=records.tries["eps"].clip(upper=0.15), adversarial=7)
+    at = {"all": broken, "most": broken.where(broken["eps"] > 0.1, records.tries)}
+    of = {name: dataclasses.replace(records, tries=tries) for name, tries in at.items()}
+    assert of["most"].robust("plain", "linf", 0.1).count > of["most"].robust("plain", "linf", 0.2).count == 0
+    assert {name: headline(one, "linf") for name, one in of.items()} == {"all": 0.1, "most": 0.1}
+
+
+def test_the_table_of_attacks_is_open_at_the_headline_and_folded_elsewhere(out):
+    parts = Reader((out / "report.html").read_text())
+    attacks = [attrs for tag, attrs in parts.tags if tag == "details"][:3]
+    assert ["open" in attrs for attrs in attacks] == [True, False, True]
+    labels = [attrs["aria-label"] for _, attrs in parts.tags if attrs.get("aria-label", "").startswith("Attacks under")]
+    assert labels == [f"Attacks under {threat}" for threat in ("linf(0.2)", "linf(0.1)", "l2")]
+
+
+def test_the_verdict_counts_gates_and_checks(records, out):
+    counts = "1 failed 1 undecided 1 passed", "1 suspect 1 warning 1 fine"
+    text = " ".join(" ".join(Reader((out / "report.html").read_text()).text).split())
+    assert all(said in text for said in counts)
+    assert all(said.replace(" 1", ", 1") in (out / "report.md").read_text() for said in counts)
+    assert "Checks: none were run." in _markdown(summary(dataclasses.replace(records, findings=())))
 
 
 def test_it_does_not_write_into_the_run(records, tmp_path):

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         records = runner.run(
             _suite(arguments),
             out=arguments.out,
-            models=dict(_named(given) for given in arguments.model or ()),
+            models=_models(arguments.model or ()),
             data=arguments.data,
             device=arguments.device,
             engine=arguments.engine,
@@ -115,10 +115,22 @@ def _suite(arguments: argparse.Namespace) -> Suite:
     return suitefile.changed(suitefile.read(arguments.suite), **options)
 
 
+def _models(given: Sequence[str]) -> dict[str, str]:
+    """The specs of models by their names."""
+    from advkit.errors import UsageError
+
+    models: dict[str, str] = {}
+    for name, model in map(_named, given):
+        if name in models:
+            raise UsageError(f"{models[name]} and {model} are both called {name}; give each a name: --model NAME={model}")
+        models[name] = model
+    return models
+
+
 def _named(given: str) -> tuple[str, str]:
     """The name and the spec of a model: what is before ``=``, else the name of its file."""
     name, equals, model = given.partition("=")
-    if equals and re.fullmatch(r"[\w.-]+", name):
+    if equals and re.fullmatch(r"[\w.-]+", name) and not Path(given).exists():
         return name, model
     return Path(given.partition("(")[0]).stem or given, given
 
@@ -144,9 +156,8 @@ def show(records: Records, decisions: Sequence[Decision] = ()) -> None:
     print(captured.get(), end="")
     for finding in records.findings:
         if finding.severity != "fine":
-            print(
-                f"{finding.severity}: {finding.model}, {finding.threat}, {finding.check}: {finding.evidence} {finding.advice}"
-            )
+            said = "; ".join(part for part in (finding.evidence.rstrip("."), finding.advice) if part)
+            print(f"{finding.severity}: {finding.model}, {finding.threat}, {finding.check}: {said}")
             print(f"  {finding.command}" if finding.command else "", end="\n" if finding.command else "")
     for decision in decisions:
         print(f"gate {decision.verdict}: {decision.sentence}")

@@ -101,5 +101,6 @@ def show(result: Comparison) -> None:
     with console.capture() as captured:
         console.print(table)
     print(captured.get(), end="")
-    lines = [f"{row.head} is worse than {row.base} in {row.quantity}" for row in result.rows if row.verdict == "worse"]
+    worse = [row for row in result.rows if row.verdict == "worse"]
+    lines = [f"{row.head} is worse{f' than {row.base}' if row.base != row.head else ''} in {row.quantity}" for row in worse]
     print("; ".join(lines) if lines else f"nothing is shown to be worse, at alpha {result.alpha:g}")

@@ -48,13 +48,34 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, keep and print."""
-    from advkit.benchmarks.crosscheck import check_folder, crosscheck
-    from advkit.cli.progress import shares
+    from advkit.benchmarks.crosscheck import check_folder
+    from advkit.errors import UsageError
 
     if arguments.out is not None:
         check_folder(arguments.out)
+    try:
+        result = compared(arguments)
+    except KeyboardInterrupt:
+        raise UsageError("stopped; nothing is kept of a cross-check that is not finished") from None
+    try:
+        if arguments.out is not None:
+            result.save(arguments.out)
+    finally:
+        # What cannot be kept is said all the same.
+        if arguments.json:
+            print(json.dumps(result.to_json(), indent=2))
+        else:
+            show(result)
+    return 1 if result.unexplained else 0
+
+
+def compared(arguments: argparse.Namespace) -> CrossCheck:
+    """Compare, and show how far it is."""
+    from advkit.benchmarks.crosscheck import crosscheck
+    from advkit.cli.progress import shares
+
     with shares() as report:
-        result = crosscheck(
+        return crosscheck(
             arguments.model,
             arguments.data,
             threat=arguments.threat,
@@ -67,13 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             report=report,
         )
-    if arguments.out is not None:
-        result.save(arguments.out)
-    if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        show(result)
-    return 1 if result.unexplained else 0
 
 
 def show(result: CrossCheck) -> None:

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from advkit import models as models_by_name
     from advkit.benchmarks.doctor import EXAMPLES, diagnose
     from advkit.benchmarks.plan import plan
+    from advkit.benchmarks.report import finding_row
     from advkit.combine import Worst
 
     low, high = arguments.range or (None, None)
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         data=arguments.data,
     )
     if arguments.json:
-        print(json.dumps([finding.to_json() for finding in found], indent=2))
+        print(json.dumps([finding_row(finding) for finding in found], indent=2, allow_nan=False))
     else:
         for note in planned.notes:
             print(f"note: {note}")
