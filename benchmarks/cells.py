@@ -161,7 +161,6 @@ def prepare(
         raise UsageError(f"the suite {suite.title!r} names no models; give one (--model m.safetensors, or models= in Python)")
     if not suite.data and data is None:
         raise UsageError(f"the suite {suite.title!r} names no data; give some (--data mnist-5k, or data= in Python)")
-    examples = _shuffled(_examples(suite, data))
     if suite.compile and not suite.fast:
         raise UsageError("compile is for the stand-in, and none is asked for; give fast as well, or leave compile out")
     examples = _shuffled(_examples(suite, data))

@@ -53,6 +53,8 @@ EXPLANATIONS = {
 LADDER = ((2, 3), (4, 5))
 """(times as many steps and queries, restarts): what our attacks are tried with, the first at the seed, the next at the next."""
 
+EXAMPLES = 100
+"""How many examples are tried where nothing else is said."""
 ANSWERS = 4
 """How often the model is asked for one point alone."""
 
@@ -349,7 +351,7 @@ def crosscheck(
     threat: str | Lp,
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     libraries: Sequence[str] | None = None,
-    limit: int | None = 100,
+    limit: int | None = EXAMPLES,
     split: str = "test",
     batch_size: int | None = None,
     device: str = "cpu",

@@ -306,11 +306,18 @@ def collect(store: Store) -> Records:
             _table(tries, (*TRIES, *PASSES)),
             _table(costs, COSTS),
             findings=tuple(_findings(store, about)),
-            notes=(*about["notes"], *unfinished),
+            notes=(*about["notes"], *unfinished, *_stopped(about)),
             folder=store.path,
             gallery=lambda model, family: _gallery(store, about, model, family),
         )
     )
+
+
+def _stopped(about: dict[str, Any]) -> tuple[str, ...]:
+    """What to announce of a run that its gates ended."""
+    if not about["gates"]["sequential"] or len(about["blocks"]) * about["block"] >= about["data"]["examples"]:
+        return ()
+    return ("the run stopped when its gates were decided; other intervals are for a number of examples fixed before",)
 
 
 def _findings(store: Store, about: dict[str, Any]) -> Iterator[Finding]:

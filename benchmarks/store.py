@@ -55,6 +55,7 @@ _ABOUT: dict[str, Any] = {
     "families": {"": {"radii": [_MEASURE | _OR_NONE], "attacks": [_TEXT]}},
     "seeds": [_WHOLE],
     "alone": _FLAG,
+    "block": _WHOLE,
     "blocks": [_WHOLE],
     "cells": [
         {

@@ -387,8 +387,10 @@ def test_sequential_stops_as_soon_as_the_gate_is_decided(data, tmp_path):
     assert runner.run(
         suite, models={"a": Counting()}, data=(x, y), require=["clean >= 0.5"], sequential=True, out=tmp_path / "run"
     ).clean.equals(records.clean)
+    assert any("stopped when its gates were decided" in note for note in records.notes)
     hard = runner.run(suite, models={"a": Counting()}, data=(x, y), require=["clean >= 0.9"], sequential=True)
     assert len(hard.clean) == 400
+    assert not any("stopped" in note for note in hard.notes)
 
 
 def test_a_gate_on_what_is_not_measured_is_refused_before_the_run(data, tmp_path):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli.given import add_options, data_of, model_of
+
 if TYPE_CHECKING:
     from advkit.benchmarks.result import Evaluation
 
@@ -42,13 +44,8 @@ def add(commands: Any) -> None:
     command.add_argument("--target", default="untargeted", help="push to a class: 3, next, random or least-likely")
     command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
     command.add_argument("--budget", type=int, help="the most forward passes of each attack for an example")
-    command.add_argument("--split", default="test", help="the part of the data (default test)")
-    command.add_argument("--limit", type=int, help="at most so many examples, classes in proportion")
-    command.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="the range of the data's values")
-    command.add_argument("--size", type=int, help="resize and crop images to this height and width")
+    add_options(command, "at most so many examples, classes in proportion")
     command.add_argument("--batch-size", type=int, help="examples at a time")
-    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
     command.add_argument(
         "--quantize",
         action=argparse.BooleanOptionalAction,
@@ -61,40 +58,20 @@ def add(commands: Any) -> None:
     command.add_argument("--fast", action="store_true", help="attack a copy in bfloat16; the model confirms every success")
     command.add_argument("--compile", action="store_true", help="with --fast: translate that copy with torch.compile first")
     command.add_argument("--pictures", type=int, default=64, metavar="N", help="how many PNG pictures to save (default 64)")
-    command.add_argument("--probabilities", action="store_true", help="the model returns probabilities: attack their logarithm")
-    command.add_argument(
-        "--trust-pickle", action="store_true", help="load a pickled model: it can run any code on this machine"
-    )
     command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the rows, examples, pictures and summary")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Attack, keep and print."""
-    from advkit import data as data_by_name
-    from advkit import models as models_by_name
     from advkit.benchmarks.evaluate import execute
     from advkit.benchmarks.plan import plan
     from advkit.cli.progress import attacking
     from advkit.spec import check_whole
 
     check_whole("--pictures", arguments.pictures, 0)
-    low, high = arguments.range or (None, None)
-    data = data_by_name.load(
-        arguments.data,
-        split=arguments.split,
-        limit=arguments.limit,
-        seed=arguments.seed,
-        low=low,
-        high=high,
-        size=arguments.size,
-    )
-    model = models_by_name.load(
-        arguments.model,
-        device=arguments.device,
-        trust_pickle=arguments.trust_pickle,
-        probabilities=arguments.probabilities,
-    )
+    data = data_of(arguments)
+    model = model_of(arguments, arguments.model)
     planned = plan(
         model,
         data,

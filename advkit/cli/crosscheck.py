@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli.given import add_options, data_of, model_of
+
 if TYPE_CHECKING:
     from advkit.benchmarks.crosscheck import CrossCheck
 
@@ -36,11 +38,8 @@ def add(commands: Any) -> None:
     command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; an l_p ball')
     command.add_argument("--attack", action="append", help="our attacks or a suite (default standard); repeatable")
     command.add_argument("--library", action="append", metavar="NAME", help="with whom (default: all installed); repeatable")
-    command.add_argument("--split", default="test", help="the part of the data (default test)")
-    command.add_argument("--limit", type=int, default=100, help="at most so many examples (default 100)")
+    add_options(command, "at most so many examples (default 100)")
     command.add_argument("--batch-size", type=int, help="examples at a time")
-    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the result and the points")
     command.set_defaults(run=run)
@@ -71,18 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def compared(arguments: argparse.Namespace) -> CrossCheck:
     """Compare, and show how far it is."""
-    from advkit.benchmarks.crosscheck import crosscheck
+    from advkit.benchmarks.crosscheck import EXAMPLES, crosscheck
     from advkit.cli.progress import shares
 
     with shares() as report:
         return crosscheck(
-            arguments.model,
-            arguments.data,
+            model_of(arguments, arguments.model),
+            data_of(arguments, EXAMPLES),
             threat=arguments.threat,
             attacks=arguments.attack,
             libraries=arguments.library,
-            limit=arguments.limit,
-            split=arguments.split,
+            limit=None,
             batch_size=arguments.batch_size,
             device=arguments.device,
             seed=arguments.seed,

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli.given import add_options, data_of, model_of
+
 if TYPE_CHECKING:
     from advkit.benchmarks.findings import Finding
 
@@ -37,36 +39,21 @@ def add(commands: Any) -> None:
     command.add_argument("--attack", action="append", help="what the evaluation relies on (default pgd(steps=40)); repeatable")
     command.add_argument("--surrogate", metavar="MODEL", help="the model that the evaluation makes its examples on")
     command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
-    command.add_argument("--split", default="test", help="the part of the data (default test)")
-    command.add_argument("--limit", type=int, help="at most so many examples, classes in proportion (default 64)")
-    command.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="the range of the data's values")
-    command.add_argument("--size", type=int, help="resize and crop images to this height and width")
-    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    add_options(command, "at most so many examples, classes in proportion (default 64)")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
-    command.add_argument("--probabilities", action="store_true", help="the models return probabilities")
-    command.add_argument(
-        "--trust-pickle", action="store_true", help="load pickled models: they can run any code on this machine"
-    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and print."""
-    from advkit import data as data_by_name
-    from advkit import models as models_by_name
     from advkit.benchmarks.doctor import EXAMPLES, diagnose
     from advkit.benchmarks.plan import plan
     from advkit.benchmarks.report import finding_row
     from advkit.combine import Worst
 
-    low, high = arguments.range or (None, None)
-    limit = EXAMPLES if arguments.limit is None else arguments.limit
-    options = {"split": arguments.split, "limit": limit, "seed": arguments.seed, "size": arguments.size}
-    data = data_by_name.load(arguments.data, **options, low=low, high=high)
-    given = {"device": arguments.device, "trust_pickle": arguments.trust_pickle, "probabilities": arguments.probabilities}
-    model = models_by_name.load(arguments.model, **given)
-    surrogate = None if arguments.surrogate is None else models_by_name.load(arguments.surrogate, **given).module
+    data = data_of(arguments, EXAMPLES)
+    model = model_of(arguments, arguments.model)
+    surrogate = None if arguments.surrogate is None else model_of(arguments, arguments.surrogate).module
     planned = plan(
         model,
         data,

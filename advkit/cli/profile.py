@@ -7,6 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli.given import add_options, data_of, model_of
+
 if TYPE_CHECKING:
     from advkit.benchmarks.profile import Profile
 
@@ -34,10 +36,7 @@ def add(commands: Any) -> None:
     command.add_argument("--data", required=True, help="advkit list data")
     command.add_argument("--threat", help='what may change: "linf(8/255)"; without it there is no forecast')
     command.add_argument("--attack", action="append", help="attacks or a suite (default standard); repeatable")
-    command.add_argument("--split", default="test", help="the part of the data (default test)")
-    command.add_argument("--limit", type=int, help="how many examples are planned (default: all)")
-    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    command.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    add_options(command, "how many examples are planned (default: all)")
     command.add_argument("--compile", action="store_true", help="time the stand-in translated with torch.compile too")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)
@@ -50,12 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     with shares() as report:
         result = profile(
-            arguments.model,
-            arguments.data,
+            model_of(arguments, arguments.model),
+            data_of(arguments),
             threat=arguments.threat,
             attacks=arguments.attack,
-            limit=arguments.limit,
-            split=arguments.split,
             compile=arguments.compile,
             device=arguments.device,
             seed=arguments.seed,
