@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A name that a terminal cannot show should not end a run.
             stream.reconfigure(errors="replace")
     try:
-        arguments = parser().parse_args(argv)
+        typed = sys.argv[1:] if argv is None else list(argv)
+        arguments = parser().parse_args(typed, argparse.Namespace(typed=typed))
         code: int = arguments.run(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             sequential=arguments.sequential,
             trust_pickle=arguments.trust_pickle,
             probabilities=arguments.probabilities,
-            command=shlex.join(["advkit", *sys.argv[1:]]),
+            command=shlex.join(["advkit", *getattr(arguments, "typed", ())]),
             report=lambda status: tell(status.share, status.text),
         )
     if group()[0] > 0:
