@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from advkit.benchmarks.folder import replace as write
 from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.peers import peer
 from advkit.benchmarks.plan import Plan, attack_name, parse_ball, plan
+from advkit.benchmarks.probe import longer
 from advkit.benchmarks.suites import standard
 from advkit.combine import Restarts
 from advkit.engine import Attack, frozen
@@ -591,7 +592,7 @@ class _Comparison:
         spent = torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device)
         attacks = dict.fromkeys((*(attack for _, attack in self.plan.attacks), *standard(self.threat)))
         for k, (times, n) in enumerate(LADDER):
-            for attack in (Restarts(stronger(attack, times), n) for attack in attacks):
+            for attack in (Restarts(longer(attack, times) or attack, n) for attack in attacks):
                 name = attack_name(attack)
                 given = (self.x[rows], self.y[rows], torch.tensor(self.index)[rows.cpu()])
                 result = attack_rows(self.plan, name, attack, *given, Goal(), self.plan.seed + k, Fit(self.plan.batch_size))
@@ -614,22 +615,3 @@ def _with_effort(row: OnlyThey, sentence: str | None) -> OnlyThey:
 
 def _cuda(x: Tensor) -> list[torch.device]:
     return [x.device] if x.device.type == "cuda" else []
-
-
-def stronger(attack: Attack, times: int) -> Attack:
-    """The attack with so many times the steps and queries, those of the attacks inside it too.
-
-    >>> from advkit.attacks import PGD
-    >>> stronger(Restarts(PGD(steps=40)), 2).attack.steps
-    80
-    """
-    changed: dict[str, Any] = {}
-    for one in fields(attack):  # type: ignore[arg-type]
-        value = getattr(attack, one.name)
-        if one.name in ("steps", "queries") and isinstance(value, int):
-            changed[one.name] = times * value
-        elif is_dataclass(value):
-            changed[one.name] = stronger(value, times)  # type: ignore[arg-type]
-        elif isinstance(value, tuple) and all(map(is_dataclass, value)):
-            changed[one.name] = tuple(stronger(inner, times) for inner in value)
-    return replace(attack, **changed)  # type: ignore[type-var]

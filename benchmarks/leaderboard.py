@@ -49,7 +49,7 @@ def update(path: str | Path, records: Records, reference: Sequence[str | Path] =
 
 def table(records: Records, reference: Sequence[str | Path] = ()) -> str:
     """The table: a row a model, most robust first by the mean over the columns, and the command that repeats it."""
-    columns = [(family, eps) for family in records.families for eps in records.radii(family) or records.steps(family)[4::5]]
+    columns = [(family, eps) for family in records.families for eps in records.columns(family)]
     rows = sorted(records.models, key=lambda model: -_mean(records, model, columns))
     cells = [_row(records, model, columns) for model in rows]
     cells += [_reported(records, Path(file), columns) for file in reference]

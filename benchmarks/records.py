@@ -117,6 +117,10 @@ class Records:
         """The radii that a family was attacked at, least first; without inf."""
         return tuple(sorted(eps for eps in self.about["families"][family]["radii"] if eps is not None))
 
+    def columns(self, family: str) -> tuple[float, ...]:
+        """The radii of a table: those that were attacked, else every fifth of the curve's."""
+        return self.radii(family) or self.steps(family)[4::5]
+
     def searched(self, family: str) -> bool:
         """Whether the closest examples of a family were searched for, so that the robust accuracy at every radius is known."""
         return None in self.about["families"][family]["radii"]
@@ -160,9 +164,9 @@ class Records:
         Raises:
             UsageError: It was not measured.
         """
-        self.check_measured(family, eps)
+        measured = self.check_measured(family, eps)
         closest = self.closest(model, family, seed=seed)
-        return rate(int((closest > eps).sum()), len(closest))
+        return rate(int((closest > measured).sum()), len(closest))
 
     def check_measured(self, family: str, eps: float) -> float:
         """The radius as it was measured, which may differ from ``eps`` by rounding.

@@ -287,25 +287,17 @@ class _Reader:
     def _line(self, section: str, key: str, value: Any) -> int:
         """The number of the line with a key of a section, or with one of its values; the section's own where it is not seen."""
         first, last = self._section(section)
-        starts = [i for i in range(first, last) if re.match(rf'\s*"?{re.escape(key)}"?\s*[.=]', self.lines[i])] if key else []
+        if not key:
+            return max(first, 1)
+        starts = [i for i in range(first, last) if re.match(rf'\s*"?{re.escape(key)}"?\s*[.=]', self.lines[i])]
         if not starts:
-            headed = (
-                [
-                    i
-                    for i, line in enumerate(self.lines)
-                    if re.match(rf"\s*\[+\s*({re.escape(section)}\.)?{re.escape(key)}\s*\]", line)
-                ]
-                if key
-                else []
-            )
-            return (headed or [max(first - 1, 0)])[0] + 1
+            head = re.compile(rf"\s*\[+\s*({re.escape(section)}\.)?{re.escape(key)}\s*\]")
+            return next((i + 1 for i, line in enumerate(self.lines) if head.match(line)), max(first, 1))
+        if value is None:
+            return starts[0] + 1
         token = re.compile(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])")
-        held = [
-            i
-            for i in range(starts[0], last)
-            if value is not None and token.search(self.lines[i].split("=", i == starts[0])[-1])
-        ]
-        return (held or starts)[0] + 1
+        texts = ((i, self.lines[i].split("=", i == starts[0])[-1]) for i in range(starts[0], last))
+        return next((i + 1 for i, text in texts if token.search(text)), starts[0] + 1)
 
     def _section(self, section: str) -> tuple[int, int]:
         """The first line of a section's contents and the one after its last; ``threats 1`` is the second of that name."""

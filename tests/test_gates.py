@@ -257,3 +257,11 @@ def test_medians_of_few_and_of_none():
 
 def test_noise_fails_one_gate_in_forty_at_most():
     assert 0.005 < coverage.failing(300, 0.6) <= 0.025
+
+
+def test_a_radius_that_is_rounded_is_the_one_that_was_attacked():
+    # Of 100 examples 60 are broken at the radius itself, which is more than the number that a person types.
+    records = made({"net": [8 / 255] * 60 + [math.inf] * 40}, radii=(8 / 255,))
+    for radius in ("8/255", "0.03137254", "0.03137257"):
+        (decision,) = decide(Gate.parse(f"robust[linf({radius})] >= 0.5"), records)
+        assert decision.value.count == 40

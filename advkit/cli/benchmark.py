@@ -147,23 +147,24 @@ def show(records: Records, decisions: Sequence[Decision] = ()) -> None:
     for model in records.models:
         for family in records.families:
             suspect = "suspect" if records.suspect(model, family) else ""
-            for eps, robust in _points(records, model, family):
-                cells = (model, str(records.clean_accuracy(model)), records.threat(family, eps), str(robust), suspect)
+            for eps in records.columns(family):
+                rates = (records.clean_accuracy(model), records.robust(model, family, eps))
+                cells = (model, str(rates[0]), records.threat(family, eps), str(rates[1]), suspect)
                 table.add_row(*map(escape, cells))
     console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
     with console.capture() as captured:
         console.print(table)
     print(captured.get(), end="")
-    for finding in records.findings:
-        if finding.severity != "fine":
-            said = "; ".join(part for part in (finding.evidence.rstrip("."), finding.advice) if part)
-            print(f"{finding.severity}: {finding.model}, {finding.threat}, {finding.check}: {said}")
-            print(f"  {finding.command}" if finding.command else "", end="\n" if finding.command else "")
+    _show_findings(records)
     for decision in decisions:
         print(f"gate {decision.verdict}: {decision.sentence}")
 
 
-def _points(records: Records, model: str, family: str) -> list[tuple[float, Any]]:
-    """The radii of a table: those that were attacked, else some of the curve's."""
-    radii = records.radii(family) or records.steps(family)[3::4]
-    return [(eps, records.robust(model, family, eps)) for eps in radii]
+def _show_findings(records: Records) -> None:
+    """Print what the checks found that is not fine, with the next command."""
+    for finding in records.findings:
+        if finding.severity != "fine":
+            said = "; ".join(part for part in (finding.evidence.rstrip("."), finding.advice) if part)
+            print(f"{finding.severity}: {finding.model}, {finding.threat}, {finding.check}: {said}")
+            if finding.command:
+                print(f"  {finding.command}")
