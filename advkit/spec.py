@@ -49,7 +49,7 @@ def parse(text: str, table: Table, what: str, defaults: Mapping[str, Any] | None
             ``8/255`` and ``inf``; a setting may itself be a spec of the table: ``restarts(pgd(steps=40), n=10)``.
         table: The names there are.
         what: What the table holds, for messages: ``attack``.
-        defaults: Values for the settings that the text does not give.
+        defaults: Values for the settings that the text does not give, also of specs inside it.
 
     Raises:
         UsageError: The text is not of this form, or a name or a setting is unknown or has a wrong value.
@@ -86,13 +86,13 @@ def _build(node: ast.expr, table: Table, what: str, defaults: dict[str, Any]) ->
     names = [field.name for field in settings(make)]
     if len(call.args) > len(names):
         raise UsageError(f"{what} {name} takes {len(names)} settings ({', '.join(names)}), {len(call.args)} given")
-    given = dict(zip(names, (_value(arg, table, what) for arg in call.args), strict=False))
+    given = dict(zip(names, (_value(arg, table, what, defaults) for arg in call.args), strict=False))
     for keyword in call.keywords:
         if keyword.arg not in names:
             raise unknown(f"setting of {what} {name}:", str(keyword.arg), names)
         if keyword.arg in given:
             raise UsageError(f"{what} {name} has two values for {keyword.arg}")
-        given[keyword.arg] = _value(keyword.value, table, what)
+        given[keyword.arg] = _value(keyword.value, table, what, defaults)
     for key, value in defaults.items():
         if key in names:
             given.setdefault(key, value)
@@ -134,7 +134,7 @@ def _fit_nested(value: Any, declared: str, where: str) -> Any:
     return value
 
 
-def _value(node: ast.expr, table: Table, what: str) -> Any:
+def _value(node: ast.expr, table: Table, what: str, defaults: dict[str, Any]) -> Any:
     match node:
         case ast.Constant(value=str() as value):
             return value.replace(_DASH, "-")
@@ -143,13 +143,13 @@ def _value(node: ast.expr, table: Table, what: str) -> Any:
         case ast.Name(id=name) if name.lower() in _CONSTANTS:
             return _CONSTANTS[name.lower()]
         case ast.Name() | ast.Call():
-            return _build(node, table, what, {})
+            return _build(node, table, what, defaults)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_number(operand, table, what)
         case ast.BinOp():
             return _arithmetic(node, table, what)
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return tuple(_value(item, table, what) for item in items)
+            return tuple(_value(item, table, what, defaults) for item in items)
     raise UsageError(f"cannot read {ast.unparse(node)!r}; a setting is a number, a string, a flag or another {what}")
 
 
@@ -169,7 +169,7 @@ def _arithmetic(node: ast.BinOp, table: Table, what: str) -> float:
 
 
 def _number(node: ast.expr, table: Table, what: str) -> float:
-    value = _value(node, table, what)
+    value = _value(node, table, what, {})
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{ast.unparse(node)!r} should be a number")
     return value
@@ -235,6 +235,12 @@ def check_at_least(where: str, value: float, least: float) -> None:
 
 MOST = 2**53
 """The greatest whole number that is accepted: beyond it floats no longer tell one from the next."""
+
+
+def check_share(where: str, value: float) -> None:
+    """Refuse a number that is not at least 0 and less than 1."""
+    if not 0 <= value < 1:
+        raise UsageError(f"{where} is {value}; it should be at least 0 and less than 1")
 
 
 def check_whole(where: str, value: int, least: int) -> None:

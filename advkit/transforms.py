@@ -34,11 +34,6 @@ def _check_images(name: str, x: Tensor) -> None:
         raise UsageError(f"{name} changes images (N, C, H, W); the inputs have shape {tuple(x.shape)}")
 
 
-def _check_share(where: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UsageError(f"{where} is {value}; it should be at least 0 and less than 1")
-
-
 def _spread(rng: Streams, rows: Tensor, x: Tensor, n: int) -> Tensor:
     """Uniform in [-1, 1], n numbers for each row in the dtype of x, with shape (n, M)."""
     return (2 * rng.uniform(n, rows=rows, dtype=x.dtype) - 1).T
@@ -124,7 +119,7 @@ class Perspective:
     strength: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_share("perspective: strength", self.strength)
+        spec.check_share("perspective: strength", self.strength)
 
     def __call__(self, x: Tensor, rng: Streams, rows: Tensor) -> Tensor:
         """The distorted images, bilinearly interpolated."""
@@ -162,8 +157,8 @@ class Brightness:
     contrast: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_share("brightness: most", self.most)
-        _check_share("brightness: contrast", self.contrast)
+        spec.check_share("brightness: most", self.most)
+        spec.check_share("brightness: contrast", self.contrast)
 
     def __call__(self, x: Tensor, rng: Streams, rows: Tensor) -> Tensor:
         """The images in another light; inputs of any shape."""
@@ -213,7 +208,7 @@ class Print:
     noise: float = 0.03
 
     def __post_init__(self) -> None:
-        _check_share("print: gamut", 2 * self.gamut)
+        spec.check_share("print: gamut", 2 * self.gamut)
         spec.check_at_least("print: noise", self.noise, 0)
 
     def __call__(self, x: Tensor, rng: Streams, rows: Tensor) -> Tensor:

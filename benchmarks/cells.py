@@ -163,7 +163,7 @@ def prepare(
         raise UsageError(f"the suite {suite.title!r} names no data; give some (--data mnist-5k, or data= in Python)")
     if suite.compile and not suite.fast:
         raise UsageError("compile is for the stand-in, and none is asked for; give fast as well, or leave compile out")
-    examples = _shuffled(_examples(suite, data))
+    examples = shuffled(_examples(suite, data))
     loaded, training = {}, {}
     for entry in _entries(suite, models or {}):
         options: dict[str, Any] = {"device": device, "trust_pickle": trust_pickle, "probabilities": probabilities}
@@ -202,7 +202,8 @@ def _examples(suite: Suite, data: Any) -> Data:
     return examples
 
 
-def _shuffled(data: Data) -> Data:
+def shuffled(data: Data) -> Data:
+    """The examples in the order in which a benchmark takes them: random, and always the same."""
     return data.select(torch.randperm(len(data), generator=torch.Generator().manual_seed(0)))
 
 

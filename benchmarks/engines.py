@@ -6,7 +6,6 @@ Every task is done by one worker from start to end and its rows do not depend on
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,13 +17,12 @@ from advkit.benchmarks.memory import Fit
 from advkit.benchmarks.store import Columns, Store
 from advkit.benchmarks.work import Done, Task, work
 from advkit.errors import UsageError, first_line
+from advkit.processes import barrier, group, together
 
 Tell = Callable[[Done], None]
 Engine = Callable[[Prepared, Store, Sequence[Task], Fit, Tell], None]
 RETRIES = 5
 """How often a task is given to another worker when its worker dies."""
-PATIENCE = datetime.timedelta(days=30)
-"""How long a process waits for the others: until their tasks are done, which may take far longer than torch would wait."""
 
 
 def missing(prepared: Prepared, store: Store, task: Task) -> bool:
@@ -113,25 +111,6 @@ def _keep(store: Store, done: Done, tell: Tell) -> None:
     tell(done)
 
 
-def group() -> tuple[int, int]:
-    """The number of this process among those that torchrun started, and how many there are; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def barrier() -> None:
-    """Wait for the other processes that torchrun started.
-
-    Raises:
-        UsageError: One of them stopped.
-    """
-    if group()[1] == 1:
-        return
-    try:
-        torch.distributed.barrier()
-    except RuntimeError as error:
-        raise UsageError("another process of this run stopped; it said why, and what was finished is kept") from error
-
-
 @contextlib.contextmanager
 def joined(engine: str) -> Iterator[None]:
     """What divides the work, for as long as this lasts: the processes that torchrun started, or a Ray cluster.
@@ -144,14 +123,9 @@ def joined(engine: str) -> Iterator[None]:
     if engine == "ray":
         with _cluster():
             yield
-    elif group()[1] == 1 or torch.distributed.is_initialized():
-        yield
     else:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-        try:
+        with together():
             yield
-        finally:
-            torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -177,9 +151,3 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         cluster.shutdown()
-
-
-def device_of(device: str) -> str:
-    """The device of this process: under torchrun each has a GPU of its own."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local_rank}" if device == "cuda" and local_rank is not None else device

@@ -108,8 +108,8 @@ class Folder:
         start = len(self.rows)
         (self.path / "examples").mkdir(exist_ok=True)
         replace(self._examples(start), save({name: tensor.contiguous() for name, tensor in batch.tensors.items()}))
-        _append(self.path / "times.jsonl", batch.times)
-        _append(self.path / "records.jsonl", batch.rows)
+        append(self.path / "times.jsonl", batch.times)
+        append(self.path / "records.jsonl", batch.rows)
         self.rows += batch.rows
         self.times += batch.times
 
@@ -156,15 +156,15 @@ def load_tensors(path: Path, n: int) -> dict[str, Tensor]:
 
 def read_records(path: Path) -> list[Row]:
     """The records of a folder, those that are complete."""
-    return _read_rows(path / "records.jsonl", {"index", "correct", "success", "attacks", "distance"})
+    return read_rows(path / "records.jsonl", {"index", "correct", "success", "attacks", "distance"})
 
 
 def read_times(path: Path) -> list[Row]:
     """The times of a folder."""
-    return _read_rows(path / "times.jsonl", {"start", "attack", "seconds"})
+    return read_rows(path / "times.jsonl", {"start", "attack", "seconds"})
 
 
-def _read_rows(path: Path, keys: set[str]) -> list[Row]:
+def read_rows(path: Path, keys: set[str]) -> list[Row]:
     """The complete rows of a JSON Lines file; a last line that was cut off does not count."""
     if not path.exists():
         return []
@@ -229,7 +229,8 @@ def _lines(rows: list[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _append(path: Path, rows: list[Row]) -> None:
+def append(path: Path, rows: list[Row]) -> None:
+    """Add rows to a JSON Lines file, and wait until they are on the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
         file.flush()

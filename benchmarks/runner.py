@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advkit import spec
+from advkit import processes, spec
 from advkit.benchmarks import engines, suitefile
 from advkit.benchmarks.cells import Prepared, prepare
 from advkit.benchmarks.checking import check_model
@@ -93,10 +93,10 @@ def run(
             "there is nothing to decide: the sequential mode stops when every gate is decided; require at least one"
         )
     wanted = suite if isinstance(suite, Suite) else suitefile.read(suite)
-    if out is None and engines.group()[1] > 1:
+    if out is None and processes.group()[1] > 1:
         raise UsageError("the processes of torchrun share a folder of rows, and none was given; give one (out=)")
     with engines.joined(engine):
-        place = engines.device_of(device)
+        place = processes.device_of(device)
         given = {"models": models, "data": data, "trust_pickle": trust_pickle, "probabilities": probabilities}
         prepared = prepare(wanted, device=place, **given)
         gates = [gate if isinstance(gate, Gate) else Gate.parse(gate) for gate in require]
@@ -128,7 +128,7 @@ def _temporary() -> Iterator[Path]:
 def _locked(path: Path) -> Iterator[Path]:
     """The folder of the rows, locked against other runs; of the processes of one run, the first one holds the lock."""
     with resumable():
-        if engines.group()[0] > 0:
+        if processes.group()[0] > 0:
             yield path
             return
         if path.exists() and not path.is_dir():
@@ -170,16 +170,16 @@ class _Run:
         self._check()
 
     def _claim(self, starts: Sequence[int]) -> None:
-        if engines.group()[0] == 0:
+        if processes.group()[0] == 0:
             self.store.claim(self.about(starts))
-        engines.barrier()
+        processes.barrier()
 
     def _tasks(self, starts: Sequence[int]) -> None:
         models = self._different()
         every = [Task(model, start) for start in starts for model in models]
         left = [task for task in every if engines.missing(self.prepared, self.store, task)]
         self.done += sum(len(self.prepared.cells[task.model]) for task in every if task not in left)
-        engines.barrier()
+        processes.barrier()
         self.engine(self.prepared, self.store, left, self.fit, self._tell)
 
     def _different(self) -> list[str]:
@@ -196,11 +196,11 @@ class _Run:
 
     def _check(self) -> None:
         """Run the checks that were not run yet."""
-        if self.prepared.suite.checks and engines.group()[0] == 0:
+        if self.prepared.suite.checks and processes.group()[0] == 0:
             for name in self.prepared.models:
                 key = self.prepared.checks_key(name)
                 if self.store.read_checks(key) is None:
                     if self.report:
                         self.report(Status(1.0, f"{name}, checks"))
                     self.store.write_checks(key, [f.to_json() for f in check_model(self.prepared, name)])
-        engines.barrier()
+        processes.barrier()

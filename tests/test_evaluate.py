@@ -249,7 +249,7 @@ def _cut_off(monkeypatch, cut, call):
         return write
 
     with monkeypatch.context() as patch:
-        for name in ("replace", "_append"):
+        for name in ("replace", "append"):
             patch.setattr(folder, name, counted(getattr(folder, name)))
         try:
             call()

@@ -69,10 +69,10 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the suite, write the reports, and decide the gates."""
     from advkit.benchmarks import runner
-    from advkit.benchmarks.engines import group
     from advkit.benchmarks.gates import decisions
     from advkit.benchmarks.report import append_step_summary, report
     from advkit.cli.progress import shares
+    from advkit.processes import group
 
     with shares() as tell:
         records = runner.run(
