@@ -62,7 +62,7 @@ def evaluate(
     seed: int = 0,
     quantize: bool | None = None,
     alone: bool = False,
-    votes: int = 1,
+    votes: int | None = None,
     fast: bool = False,
     compile: bool = False,
     out: str | Path | None = None,
@@ -72,6 +72,8 @@ def evaluate(
 
     Arguments:
         model: A module, any callable from inputs (N, *) to logits (N, K), what ``advkit.models.load`` returns, or its spec.
+            If it has a method ``adaptive``, from an attack to one that knows of the model's defense, the attacks are first
+            run as they are, and then those that it makes of them, on what is left.
         data: A pair (x, y) of tensors or arrays, an ``advkit.data.Data``, or its spec (``mnist-5k``).
         threat: What the adversary may change: ``linf(8/255)``, ``linf`` to search for the closest example, ``rotation(30)``;
             the range of the data is the data's own unless the spec gives low and high.
@@ -89,7 +91,7 @@ def evaluate(
             the data came as 8-bit integers.
         alone: Whether every attack is run on every example, not only on those that are left.
         votes: For a model whose answers change from call to call: of how many answers more than half must be right for a clean
-            input, and fooled for a success.
+            input, and fooled for a success; by default one, and five where the attacks that a defense makes meet a random one.
         fast: Whether a copy of the model in bfloat16 answers the attacks; the model itself confirms every success.
         compile: Whether ``torch.compile`` translates that copy.
         out: A folder to keep rows and examples in, batch by batch; the same call goes on where it stopped.
@@ -123,6 +125,7 @@ def evaluate(
         votes=votes,
         fast=fast,
         compile=compile,
+        adaptive=True,
     )
     return execute(planned, Path(out) if out is not None else None, report)
 

@@ -14,6 +14,7 @@ from advkit import models as models_by_name
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.suites import SUITES
+from advkit.combine import Expect
 from advkit.data import Data
 from advkit.data.dataset import check_seed
 from advkit.engine import Attack, check_serves
@@ -34,6 +35,17 @@ ONE_ANSWER = (
     "one answer decides what counts as fooled; let several decide (--votes 5, votes=5), and attack their mean (expect(...))"
 )
 
+VOTES = 5
+"""Of how many answers most decide, where a defense that draws says how it is attacked and the number is not given."""
+
+DRAWS = f"the defense draws at random, so most of {VOTES} answers decide what counts as fooled (votes)"
+
+NAIVE = "the model says how an adaptive attack is made, but the attacks here are naive; advkit attack runs both"
+
+SAME = "the defense has a gradient of its own, so the attacks are adaptive as they are"
+
+SAME = "the defense asks for no other attacks than these, which are adaptive as they are"
+
 STAND_IN = "a stand-in in bfloat16 answers the attacks; the model itself confirms every success"
 
 
@@ -44,6 +56,7 @@ class Plan:
     model: Model
     data: Data
     attacks: tuple[tuple[str, Attack], ...]
+    adaptive: tuple[str, ...]
     threat: Lp | Change
     target: str | None
     access: Access
@@ -68,6 +81,7 @@ class Plan:
             "model": {"name": self.model.name, "digest": self.model.digest},
             "data": {"name": self.data.name, "digest": self.data_digest, "examples": len(self.data), **kind},
             "attacks": [name for name, _ in self.attacks],
+            "adaptive": list(self.adaptive),
             "threat": threat_name(self.threat),
             "goal": self.target or "untargeted",
             "access": self.access.name.lower(),
@@ -96,11 +110,14 @@ def plan(
     seed: int = 0,
     quantize: bool | None = None,
     alone: bool = False,
-    votes: int = 1,
+    votes: int | None = None,
     fast: bool = False,
     compile: bool = False,
+    adaptive: bool = False,
 ) -> Plan:
     """Everything that :func:`evaluate` would do, checked before the first attack; the arguments are evaluate's.
+
+    With ``adaptive``, the attacks are followed by those that the model itself makes of them, as evaluate does.
 
     Raises:
         UsageError: As evaluate.
@@ -112,8 +129,10 @@ def plan(
     threat = parse_threat(threat, data)
     seen = _access(access, model)
     chosen = _attacks(attacks, threat, seen, data)
+    known, about = _known(model, chosen, threat, adaptive)
     target, data, notes = _target(goal, data)
-    spec.check_whole("votes", votes, 1)
+    if votes is not None:
+        spec.check_whole("votes", votes, 1)
     x, _ = data.batch(0, 8)
     dtype = dtype_of(model)
     if all(attack.paper == "baseline" for _, attack in chosen):
@@ -124,8 +143,8 @@ def plan(
         *notes,
         *models_by_name.inspect(model, x.to(place, dtype), data.y.to(place), len(data.classes)),
     )
-    if models_by_name.RANDOM in notes and votes == 1:
-        notes = (*notes, ONE_ANSWER)
+    votes, said = _votes(votes, known, models_by_name.RANDOM in notes)
+    notes = (*notes, *about, *said)
     stand_in = _stand_in(model, fast, compile)
     notes = notes if stand_in is None else (*notes, STAND_IN)
     on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
@@ -142,7 +161,8 @@ def plan(
     return Plan(
         model,
         data,
-        chosen,
+        (*chosen, *known),
+        tuple(name for name, _ in known),
         threat,
         target,
         seen,
@@ -158,6 +178,30 @@ def plan(
         notes,
         data.digest(),
     )
+
+
+def _known(
+    model: Model, chosen: tuple[tuple[str, Attack], ...], threat: Lp | Change, adaptive: bool
+) -> tuple[tuple[tuple[str, Attack], ...], tuple[str, ...]]:
+    """What the model's own method ``adaptive`` makes of the attacks, by name, where that is another one; what to announce."""
+    make = getattr(model.module, "adaptive", None)
+    # A layer may well be called so.
+    if not callable(make) or isinstance(make, nn.Module):
+        return (), ()
+    pairs = [(name, attack, make(attack)) for name, attack in chosen]
+    known = tuple((f"adaptive {name}", made) for name, attack, made in pairs if made is not attack)
+    for _, made in known:
+        check_serves(made, threat)
+    if adaptive:
+        return known, () if known else (SAME,)
+    return (), (NAIVE,) if known else ()
+
+
+def _votes(votes: int | None, known: tuple[tuple[str, Attack], ...], random: bool) -> tuple[int, tuple[str, ...]]:
+    """Of how many answers most decide, and what to announce."""
+    if votes is None and known and (random or any(isinstance(attack, Expect) for _, attack in known)):
+        return VOTES, (DRAWS,)
+    return votes or 1, (ONE_ANSWER,) if random and (votes or 1) == 1 else ()
 
 
 def _stand_in(model: Model, fast: bool, compile: bool) -> Fast | None:

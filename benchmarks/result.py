@@ -65,6 +65,15 @@ class Evaluation:
         return rate(sum(row["correct"] and not row["success"] for row in self.rows), len(self.rows))
 
     @property
+    def robust_accuracy_naive(self) -> Rate | None:
+        """The same, where only the attacks that know nothing of a defense count; None where there are no others."""
+        adaptive = self.run.get("adaptive", [])
+        if not adaptive:
+            return None
+        fell = (any(part["success"] for part in row["attacks"] if part["attack"] not in adaptive) for row in self.rows)
+        return rate(sum(row["correct"] and not broken for row, broken in zip(self.rows, fell, strict=True)), len(self.rows))
+
+    @property
     def robust_accuracy_once(self) -> Rate | None:
         """How many the model gets right and no attack fooled in even one answer; None where one answer decides."""
         if self.run.get("votes", 1) == 1:
@@ -150,13 +159,14 @@ class Evaluation:
         """Everything but the rows, as it is written to ``summary.json``; ``docs/records.md`` says what each field is."""
         broken = [row for row in self.rows if row["success"]]
         queries = sorted(sum(part["forwards"] for part in row["attacks"]) for row in broken)
-        rounded, once = self.robust_accuracy_8bit, self.robust_accuracy_once
+        rounded, once, naive = self.robust_accuracy_8bit, self.robust_accuracy_once, self.robust_accuracy_naive
         return {
             "schema": SCHEMA,
             "run": self.run,
             "examples": len(self.rows),
             "clean_accuracy": self.clean_accuracy.to_json(),
             "robust_accuracy": self.robust_accuracy.to_json(),
+            "robust_accuracy_naive": naive.to_json() if naive else None,
             "robust_accuracy_once": once.to_json() if once else None,
             "robust_accuracy_8bit": rounded.to_json() if rounded else None,
             "attack_success_rate": self.success_rate.to_json(),

@@ -200,7 +200,7 @@ def test_a_folder_of_another_run(digits, tmp_path, capsys):
 
 
 def test_a_full_disk(digits, tmp_path, capsys, monkeypatch):
-    original, left = folder._append, [3]
+    original, left = folder.append, [3]
 
     def append(*arguments):
         left[0] -= 1
@@ -209,7 +209,7 @@ def test_a_full_disk(digits, tmp_path, capsys, monkeypatch):
         original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_append", append)
+        patch.setattr(folder, "append", append)
         assert main(attack(digits, tmp_path / "run")) == 2
     assert "No space left on device: records.jsonl; what was finished before is kept" in capsys.readouterr().err
     assert main(attack(digits, tmp_path / "run")) == 0
@@ -331,8 +331,8 @@ def test_training_says_what_is_wrong(tmp_path, capsys):
     for more, sentence in (
         (["--out", "m.bin"], "a checkpoint is a file that ends in .safetensors"),
         (["--out", f"{tmp_path}/m.safetensors", "--threat", "linf(0.3)"], "--threat was given without --defense"),
-        (["--out", f"{tmp_path}/m.safetensors", "--defense", "pgd"], "--defense pgd needs --threat"),
-        (["--out", f"{tmp_path}/m.safetensors", "--defense", "trades", "--threat", "linf(0.3)"], "unknown defense 'trades'"),
+        (["--out", f"{tmp_path}/m.safetensors", "--defense", "pgd"], "the defense pgd needs a threat model to withstand"),
+        (["--out", f"{tmp_path}/m.safetensors", "--defense", "trade", "--threat", "linf(0.3)"], "unknown defense 'trade'"),
         (["--out", f"{tmp_path}/m.safetensors", "--defense", "pgd", "--threat", "linf"], "searches inside a fixed radius"),
         (["--out", f"{tmp_path}/m.safetensors", "--epochs", "0"], "epochs is 0"),
     ):

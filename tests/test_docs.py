@@ -24,7 +24,8 @@ from advkit.benchmarks.result import Evaluation
 from advkit.benchmarks.suites import SUITES
 from advkit.cli import parser
 from advkit.data import DATA, load
-from advkit.defenses import DEFENSES
+from advkit.defenses import DEFENSES, named
+from advkit.defenses.inference import defend
 from advkit.losses import LOSSES
 from advkit.models import MODELS, checkpoint
 from advkit.models.networks import NETWORKS, build
@@ -127,15 +128,18 @@ def test_commands_parse(page, command):
         return
     assert program == "advkit", "say how this is checked"
     given = vars(parser().parse_args(arguments))
-    if given.get("threat"):
-        spec.parse(given["threat"], THREATS, "threat")
-    for attack in given.get("attack") or []:
+    threats = given.get("threat") or []
+    for threat in [threats] if isinstance(threats, str) else threats:
+        spec.parse(threat, THREATS, "threat")
+    attacks = given.get("attack") or []
+    for attack in [attacks] if isinstance(attacks, str) else attacks:
         if attack not in SUITES:
             spec.parse(attack, ATTACKS, "attack")
     for gate in given.get("require") or []:
         Gate.parse(gate)
-    if given.get("defense"):
-        spec.parse(given["defense"], DEFENSES, "defense", defaults={"threat": advkit.Lp(2, 1)})
+    several = len(threats) > 1 and program == "advkit" and arguments[0] == "train"
+    for defense in [given["defense"]] if isinstance(given.get("defense"), str) else given.get("defense") or []:
+        named(defense.split(" linf(")[0], (advkit.Lp(2, 1), advkit.Lp(2, 1)) if several else advkit.Lp(2, 1))
 
 
 def test_suites_can_be_read():
@@ -195,7 +199,8 @@ def test_every_model_data_loss_and_threat_is_described():
     assert [row[0].split("(")[0] for row in table_rows(page)][: len(THREATS)] == list(THREATS)
     page = (ROOT / "docs/train.md").read_text(encoding="utf-8")
     assert all(f"`{name}" in page for name in NETWORKS)
-    assert all(f"--defense {name}" in page for name in DEFENSES)
+    page = (ROOT / "docs/defenses.md").read_text(encoding="utf-8")
+    assert {row[0] for row in table_rows(page)} >= set(DEFENSES)
 
 
 def attack_table():
@@ -314,7 +319,8 @@ def folders(tmp_path_factory):
     for name, arguments in runs.items():
         labels = (model(x).argmax(1) + 1) % 10 if name == "wrong" else y
         advkit.evaluate(model, (x, labels), out=root / name, **arguments)
-    return [root / name for name in runs]
+    advkit.evaluate(defend(model, "bit-depth"), (x, y), out=root / "defended", threat="linf(0.1)", attacks="fgsm")
+    return [root / name for name in (*runs, "defended")]
 
 
 def described(section):

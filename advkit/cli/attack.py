@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advkit.cli.given import add_options, data_of, model_of
+from advkit.cli.given import add_options, behind, data_of, model_of
 
 if TYPE_CHECKING:
     from advkit.benchmarks.result import Evaluation
@@ -18,6 +18,7 @@ examples:
   advkit attack --model m.safetensors --data mnist-5k --threat l2 --out closest      (no radius: the closest examples)
   advkit attack --model net.py:load --data images/ --threat "linf(8/255)" --attack "pgd(steps=40)" --attack square --limit 500
   advkit attack --model m.onnx --data test.npz --threat "linf(8/255)" --access scores --budget 1000
+  advkit attack --model m.safetensors --defend "jpeg(quality=75)" --data mnist-5k --threat "linf(0.1)" --limit 200
   advkit attack --model hf:org/name --data hf:org/data --threat "linf(4/255)" --target least-likely --limit 100
 
 Several attacks count together, example by example: cheap ones first, later ones on what is left. With --out, a run that
@@ -36,6 +37,9 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     command.add_argument("--model", required=True, help="advkit list models")
+    command.add_argument(
+        "--defend", action="append", metavar="DEFENSE", help='put the model behind it: "jpeg(quality=75)"; repeatable, in order'
+    )
     command.add_argument("--data", required=True, help="advkit list data")
     command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; advkit list threats')
     command.add_argument(
@@ -53,7 +57,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--alone", action="store_true", help="run every attack on every example and report each alone too")
     command.add_argument(
-        "--votes", type=int, default=1, metavar="N", help="a random model: most of N answers decide (default 1)"
+        "--votes", type=int, metavar="N", help="a random model: most of N answers decide (default 1; with --defend, 5)"
     )
     command.add_argument("--fast", action="store_true", help="attack a copy in bfloat16; the model confirms every success")
     command.add_argument("--compile", action="store_true", help="with --fast: translate that copy with torch.compile first")
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_whole("--pictures", arguments.pictures, 0)
     data = data_of(arguments)
-    model = model_of(arguments, arguments.model)
+    model = behind(model_of(arguments, arguments.model), arguments.defend or [], data)
     planned = plan(
         model,
         data,
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         votes=arguments.votes,
         fast=arguments.fast,
         compile=arguments.compile,
+        adaptive=True,
     )
     for note in planned.notes:
         print(f"note: {note}")
@@ -141,8 +146,12 @@ def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]
     lines = [
         ("examples", str(summary["examples"])),
         ("clean accuracy", str(result.clean_accuracy)),
-        (robust, str(result.robust_accuracy)),
     ]
+    if result.robust_accuracy_naive is None:
+        lines.append((robust, str(result.robust_accuracy)))
+    else:
+        lines.append((f"{robust} (naive attacks only)", str(result.robust_accuracy_naive)))
+        lines.append((f"{robust} (adaptive too)", str(result.robust_accuracy)))
     if result.robust_accuracy_once is not None:
         lines.append((f"{robust}, never fooled once", str(result.robust_accuracy_once)))
     if result.robust_accuracy_8bit is not None:

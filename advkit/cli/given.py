@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advkit.data import Data
     from advkit.models import Model
+    from advkit.train import Recipe
 
 
 def add_options(command: Any, limit: str) -> None:
@@ -40,3 +42,34 @@ def model_of(arguments: argparse.Namespace, spec: str) -> Model:
 
     given = {"device": arguments.device, "trust_pickle": arguments.trust_pickle, "probabilities": arguments.probabilities}
     return models.load(spec, **given)
+
+
+def recipe_of(arguments: argparse.Namespace, n: int) -> Recipe:
+    """The recipe of the network that --model names, for ``n`` examples, with what the options say in place of its own."""
+    import dataclasses
+
+    from advkit import spec
+    from advkit.models.networks import NETWORKS
+    from advkit.train import RECIPES
+
+    own = RECIPES[spec.show(spec.parse(arguments.model, NETWORKS, "network"), NETWORKS).split("(")[0]]
+    given = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(own)}
+    recipe = dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+    return recipe if arguments.epochs is not None else recipe.for_examples(n)
+
+
+def behind(model: Model, defenses: Sequence[str], data: Data) -> Model:
+    """The model behind the defenses of specs, if any, for images in [0, 1]."""
+    import dataclasses
+    import hashlib
+
+    from advkit.defenses.inference import defend
+    from advkit.errors import UsageError
+
+    if not defenses:
+        return model
+    if (data.low, data.high) != (0, 1):
+        raise UsageError(f"the range of the data is [{data.low:g}, {data.high:g}]; --defend is for images in [0, 1]")
+    module, name = defend(model.module, *defenses), " behind ".join([model.name, *reversed(defenses)])
+    digest = hashlib.sha256(f"{model.digest} behind {defenses}".encode()).hexdigest()
+    return dataclasses.replace(model, module=module, name=name, digest=digest)

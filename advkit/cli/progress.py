@@ -71,10 +71,16 @@ def attacking() -> Iterator[Callable[[Status], None]]:
 
 
 @contextlib.contextmanager
-def training(epochs: int) -> Iterator[Callable[[Progress], None]]:
+def training() -> Iterator[Callable[[Progress], None]]:
     """Progress of a training run."""
     with _bar() as tell:
-        yield lambda at: tell(at.step / at.steps, f"epoch {at.epoch + 1} of {epochs}, loss {at.loss:.4f}")
+
+        def report(at: Progress) -> None:
+            last = at.history[-1] if at.history else None
+            worth = f", clean {100 * last.clean:.1f} %, robust {100 * last.robust:.1f} %" if last else ""
+            tell(at.step / at.steps, f"epoch {at.epoch + 1} of {at.epochs}, loss {at.loss:.4f}{worth}")
+
+        yield report
 
 
 @contextlib.contextmanager

@@ -79,6 +79,59 @@ class MnistCNN:
 
 
 @dataclass(frozen=True)
+class MnistSmall:
+    """The small network of certified training for (N, 1, 28, 28) in [0, 1] and ten classes, without maxima.
+
+    Two convolutions of stride 2 and two dense layers (Wong and Kolter, 2018, https://arxiv.org/abs/1711.00851).
+
+    Arguments:
+        norm: Whether batch normalization precedes each ReLU.
+    """
+
+    norm: bool = False
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        hidden: list[tuple[nn.Module, nn.Module]] = [
+            (nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.BatchNorm2d(16)),
+            (nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.BatchNorm2d(32)),
+            (nn.Linear(32 * 49, 100), nn.BatchNorm1d(100)),
+        ]
+        blocks = [[layer, norm, nn.ReLU()] if self.norm else [layer, nn.ReLU()] for layer, norm in hidden]
+        return nn.Sequential(*blocks[0], *blocks[1], nn.Flatten(), *blocks[2], nn.Linear(100, 10))
+
+
+@dataclass(frozen=True)
+class MnistTrades:
+    """The small network of the authors of TRADES for (N, 1, 28, 28) in [0, 1] and ten classes.
+
+    Four convolutions, and dense layers with dropout (Zhang et al., 2019, https://arxiv.org/abs/1901.08573).
+    """
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 200),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(200, 200),
+            nn.ReLU(),
+            nn.Linear(200, 10),
+        )
+
+
+@dataclass(frozen=True)
 class MnistMLP:
     """Dense layers for (N, 1, 28, 28) in [0, 1] and ten classes.
 
@@ -143,30 +196,38 @@ class CifarResNet:
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
-        layers: list[nn.Module] = [
-            Normalize(*CIFAR_NORMALIZE),
-            nn.Conv2d(3, self.width, 3, padding=1, bias=False),
-        ]
-        channels = self.width
-        for stage in range(3):
-            for block in range(self.blocks):
-                c_out = self.width * 2**stage
-                layers.append(Residual(channels, c_out, 2 if stage and not block else 1))
-                channels = c_out
-        head = [
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(channels, 10),
-        ]
-        return nn.Sequential(*layers, *head)
+        return _resnet(self.width, self.blocks, stages=3)
+
+
+@dataclass(frozen=True)
+class PreActResNet18:
+    """The pre-activation ResNet-18 of the literature for (N, 3, 32, 32) in [0, 1] and ten classes: 11 million weights."""
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        return _resnet(64, 2, stages=4)
+
+
+def _resnet(width: int, blocks: int, stages: int) -> nn.Module:
+    """Residual blocks in stages, each after the first with half the resolution and twice the channels."""
+    layers: list[nn.Module] = [Normalize(*CIFAR_NORMALIZE), nn.Conv2d(3, width, 3, padding=1, bias=False)]
+    channels = width
+    for stage in range(stages):
+        for block in range(blocks):
+            c_out = width * 2**stage
+            layers.append(Residual(channels, c_out, 2 if stage and not block else 1))
+            channels = c_out
+    head = [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+    return nn.Sequential(*layers, *head)
 
 
 NETWORKS: Table = {
     "mnist-cnn": MnistCNN,
     "mnist-mlp": MnistMLP,
+    "mnist-small": MnistSmall,
+    "mnist-trades": MnistTrades,
     "cifar-resnet": CifarResNet,
+    "preact-resnet18": PreActResNet18,
 }
 """The networks that a spec may name: ``mnist-cnn(width=16)``."""
 
