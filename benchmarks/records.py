@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from advkit.benchmarks.certify import Certification
+
 CLEAN = ("model", "start", "index", "label", "clean", "correct")
 TRIES = ("model", "family", "eps", "attack", "seed", "start", "index", "success", "distance", "adversarial")
 PASSES = ("forwards", "backwards", "checks")
@@ -79,6 +81,7 @@ class Records:
             that were in use; 0 where that is not known).
         findings: What the checks found.
         notes: What was announced, each a sentence.
+        certificates: What was certified of these models on these examples.
         folder: Where the files are; None in memory.
         gallery: The adversarial examples that were kept of a model and a family.
     """
@@ -90,6 +93,7 @@ class Records:
     costs: pd.DataFrame
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    certificates: tuple[Certification, ...] = ()
     folder: Path | None = None
     gallery: Callable[[str, str], list[Shown]] = field(default=lambda model, family: [], repr=False, compare=False)
 
@@ -167,6 +171,24 @@ class Records:
         measured = self.check_measured(family, eps)
         closest = self.closest(model, family, seed=seed)
         return rate(int((closest > measured).sum()), len(closest))
+
+    def certified(self, model: str, family: str, eps: float) -> Rate | None:
+        """How many examples are right and certified at a radius, or a greater one; None where no certificate says."""
+        found = self.proven(model, family, eps)
+        return None if found is None else rate(len(found), len(self._clean(model)))
+
+    def proven(self, model: str, family: str, eps: float) -> set[int] | None:
+        """The numbers of the examples that are certified at a radius, by any certificate; None where there is none."""
+        digests = {one["name"]: one["digest"] for one in self.about["models"]}
+        able = [
+            one
+            for one in self.certificates
+            if one.run["model"]["digest"] == digests[model]
+            and split_threat(one.run["threat"])[0] == family
+            and one.threat.eps >= eps * (1 - 1e-9)
+        ]
+        rows = {row["index"] for one in able for row in one.rows if row["certified"]}
+        return rows.intersection(self._clean(model).index) if able else None
 
     def check_measured(self, family: str, eps: float) -> float:
         """The radius as it was measured, which may differ from ``eps`` by rounding.
@@ -256,6 +278,65 @@ def load(path: str | Path) -> Records:
     if not (folder / "benchmark.json").exists():
         raise UsageError(f"{folder} holds no run; it should be a folder that advkit benchmark or advkit attack wrote")
     return collect(Store(folder))
+
+
+def with_certificates(records: Records, folders: Sequence[str | Path]) -> Records:
+    """The records with what ``advkit certify`` wrote of the same models, examples and threat models.
+
+    Raises:
+        UsageError: A folder holds no certificates, or those of another model, of other data or of a threat model that was not
+            measured, or of a model under noise, which is not what the run attacked.
+    """
+    found = tuple(_fitting(records, Path(folder)) for folder in folders)
+    certain = replace(records, certificates=(*records.certificates, *found))
+    return replace(certain, findings=(*records.findings, *_unsound(certain)))
+
+
+def _fitting(records: Records, folder: Path) -> Certification:
+    from advkit.benchmarks.certify import Certification
+
+    one, data = Certification.load(folder), records.about["data"]
+    model, family, eps = one.run["model"], *split_threat(one.run["threat"])
+    if one.smoothed:
+        raise UsageError(
+            f"{folder} certifies {model['name']} under noise, which is another model than the one that was attacked; "
+            "advkit certify --attack attacks it"
+        )
+    if model["digest"] not in {known["digest"] for known in records.about["models"]}:
+        name, digest = model["name"], model["digest"][:8]
+        known = ", ".join(f"{known['name']} ({known['digest'][:8]})" for known in records.about["models"])
+        raise UsageError(f"{folder} certifies another model, {name} ({digest}); the run is of {known}")
+    if data["digest"] not in (one.run["data"]["digest"], one.run["data"]["shuffled"]):
+        name, digest = one.run["data"]["name"], one.run["data"]["digest"][:8]
+        raise UsageError(
+            f"{folder} is for other examples, {name} ({digest}); certify with the data, limit and seed of the run "
+            f"(a benchmark's is 0), which is on {data['name']} ({data['digest'][:8]})"
+        )
+    if family not in records.families or not any(eps >= radius * (1 - 1e-9) for radius in records.steps(family)):
+        measured = ", ".join(records.threat(f, radius) for f in records.families for radius in records.columns(f))
+        raise UsageError(f"{folder} is for {one.run['threat']}; measured are {measured}")
+    if one.threat.low > data["low"] or one.threat.high < data["high"]:
+        raise UsageError(
+            f"{folder} is for inputs in [{one.threat.low:g}, {one.threat.high:g}], which is less than the data's range"
+        )
+    return one
+
+
+def _unsound(records: Records) -> Iterator[Finding]:
+    """A finding where an example was certified and broken."""
+    for model, family in itertools.product(records.models, records.families):
+        for eps in records.steps(family):
+            closest = records.closest(model, family)
+            both = sorted(index for index in records.proven(model, family, eps) or () if closest[index] <= eps)
+            if both:
+                yield Finding(
+                    "certificate",
+                    "suspect",
+                    model,
+                    records.threat(family, eps),
+                    f"{len(both)} examples are certified and were broken: {', '.join(map(str, both[:5]))}",
+                    "one of the two is an error of the program: please report it with the model",
+                )
 
 
 def nothing(about: dict[str, Any]) -> Records:

@@ -146,12 +146,14 @@ def _model(records: Records, model: Row) -> Row:
 
 
 def _result(records: Records, model: str, family: str, eps: float) -> Row:
+    certified = records.certified(model, family, eps)
     return {
         "model": model,
         "family": family,
         "threat": records.threat(family, eps),
         "eps": eps,
         "robust": records.robust(model, family, eps).to_json(),
+        "certified": None if certified is None else certified.to_json(),
         "seeds": [rate.to_json() for rate in records.spread(model, family, eps)],
         "headline": eps == headline(records, family),
         "suspect": bool(records.suspect(model, family)),
@@ -258,6 +260,7 @@ def _results(records: Records, found: Row) -> list[Row]:
         row |= {"clean": clean[model]["value"], "clean_low": clean[model]["low"], "clean_high": clean[model]["high"]}
         row |= {"robust": robust["value"], "robust_low": robust["low"], "robust_high": robust["high"]}
         row |= {"count": robust["count"], "of": robust["of"], "suspect": result["suspect"]}
+        row |= {"certified": result["certified"]["value"]} if result["certified"] else {"certified": None}
         rows.append({**row, **{f"robust to {name} alone": known.get(name) for name in attacks}})
     return rows
 

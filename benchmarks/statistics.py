@@ -223,6 +223,31 @@ def paired(lost: int, gained: int, of: int, confidence: float = 0.95) -> Estimat
     return Estimate((gained - lost) / of, max(-1.0, middle - half), min(1.0, middle + half))
 
 
+def student(numbers: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean of a few numbers, one a seed, with Student's interval; it is infinite for a single number.
+
+    Arguments:
+        numbers: The numbers, at least one.
+        confidence: How often such an interval holds the true mean, where the numbers are normal.
+
+    Raises:
+        UsageError: There are no numbers.
+
+    >>> print(student([1.0, 2.0, 3.0]))
+    2 [-0.4841, 4.484]
+    """
+    from scipy.special import stdtrit
+
+    if not numbers:
+        raise UsageError("there are no numbers to take a mean of; give at least one")
+    n, mean = len(numbers), sum(numbers) / len(numbers)
+    if n == 1:
+        return Estimate(mean, -math.inf, math.inf)
+    error = math.sqrt(sum((number - mean) ** 2 for number in numbers) / (n - 1) / n)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    return Estimate(mean, mean - half, mean + half)
+
+
 def bootstrap(numbers: Sequence[float] | np.ndarray, confidence: float = 0.95, seed: int = 0, n: int = 10_000) -> Estimate:
     """The mean of numbers, one an example, with the interval of the bootstrap, corrected for bias and skew.
 

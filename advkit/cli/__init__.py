@@ -28,13 +28,16 @@ def parser() -> argparse.ArgumentParser:
     from advkit.cli import (
         attack,
         benchmark,
+        certify,
         compare,
         crosscheck,
+        detect,
         doctor,
         listing,
         patch,
         profile,
         report,
+        tradeoff,
         train,
         transfer,
         universal,
@@ -51,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
         attack,
+        certify,
+        detect,
         benchmark,
         report,
         compare,
@@ -58,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         crosscheck,
         profile,
         train,
+        tradeoff,
         transfer,
         patch,
         universal,
