@@ -60,6 +60,21 @@ def mean(tensor: torch.Tensor) -> None:
     tensor /= world
 
 
+def share(tensor: torch.Tensor) -> None:
+    """Replace a tensor, in place, by that of the first of the processes that torchrun started.
+
+    Raises:
+        UsageError: One of them stopped.
+    """
+    if group()[1] == 1 or not tensor.numel():
+        return
+    # As bytes in a row: not every backend sends every type, or any order in memory.
+    value = tensor.detach().contiguous()
+    with _others():
+        torch.distributed.broadcast(value.flatten().view(torch.uint8), 0)
+    tensor.detach().copy_(value)
+
+
 @contextlib.contextmanager
 def _others() -> Iterator[None]:
     try:

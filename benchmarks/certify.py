@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ class Certification:
         return rate(sum(map(holds, self.rows)), len(self.rows))
 
     def _radii(self) -> list[float]:
-        return [row["radius"] if row["predicted"] == row["label"] else 0.0 for row in self.rows]
+        return [(row["radius"] or 0.0) if row["predicted"] == row["label"] else 0.0 for row in self.rows]
 
     @classmethod
     def load(cls, folder: str | Path) -> Certification:
@@ -410,8 +411,8 @@ def _kept(folder: Path | None, job: _Job) -> Iterator[tuple[list[Row], Callable[
     folder.mkdir(parents=True, exist_ok=True)
     lock = locked(folder)
     try:
-        _claim(folder, job.run)
         rows += _read(folder / ROWS)
+        _claim(folder, job.run, bool(rows))
         if [row["index"] for row in rows] != job.data.index[: len(rows)].tolist():
             raise UsageError(f"the rows in {folder} are not those of this run; give another folder, or delete this one")
         # What was cut off in the middle of a line goes.
@@ -426,11 +427,12 @@ def _kept(folder: Path | None, job: _Job) -> Iterator[tuple[list[Row], Callable[
         os.close(lock)
 
 
-def _claim(folder: Path, run: Mapping[str, Any]) -> None:
+def _claim(folder: Path, run: Mapping[str, Any], begun: bool) -> None:
     identity = folder / "run.json"
     if not identity.exists() and any(entry for entry in folder.iterdir() if not entry.name.endswith(".tmp")):
         raise UsageError(f"{folder} holds other files; give --out a new or an empty folder")
-    known = read_json(identity) if identity.exists() else run
+    # Nothing was done before the first row, so nothing of another run is lost.
+    known = read_json(identity) if begun and identity.exists() else run
     different = ", ".join(key for key in {**known, **run} if known.get(key) != run.get(key))
     if different:
         raise UsageError(
@@ -439,11 +441,16 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     replace(identity, json.dumps(run, indent=2) + "\n")
 
 
+def _sized(value: Any) -> bool:
+    """Whether a value is no number, or one that is finite as a float."""
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
+
+
 def _read(path: Path) -> list[Row]:
     """The complete rows of a file; a last line that was cut off does not count."""
     rows = read_rows(path, set(_KINDS))
     for row in rows:
-        wrong = [name for name, kinds in _KINDS.items() if type(row[name]) not in kinds]
+        wrong = [name for name, kinds in _KINDS.items() if type(row[name]) not in kinds or not _sized(row[name])]
         if wrong:
             raise damaged(path, f"the {wrong[0]} of a row is none that it can have")
     return rows

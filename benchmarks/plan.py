@@ -18,7 +18,7 @@ from advkit.combine import Expect
 from advkit.data import Data
 from advkit.data.dataset import check_seed
 from advkit.engine import Attack, check_serves
-from advkit.errors import AccessError, UsageError
+from advkit.errors import AccessError, UsageError, first_line
 from advkit.fast import Fast
 from advkit.fast import fast as make_fast
 from advkit.models import Model
@@ -41,8 +41,6 @@ VOTES = 5
 DRAWS = f"the defense draws at random, so most of {VOTES} answers decide what counts as fooled (votes)"
 
 NAIVE = "the model says how an adaptive attack is made, but the attacks here are naive; advkit attack runs both"
-
-SAME = "the defense has a gradient of its own, so the attacks are adaptive as they are"
 
 SAME = "the defense asks for no other attacks than these, which are adaptive as they are"
 
@@ -129,7 +127,7 @@ def plan(
     threat = parse_threat(threat, data)
     seen = _access(access, model)
     chosen = _attacks(attacks, threat, seen, data)
-    known, about = _known(model, chosen, threat, adaptive)
+    known, about = _known(model, chosen, threat, seen, adaptive)
     target, data, notes = _target(goal, data)
     if votes is not None:
         spec.check_whole("votes", votes, 1)
@@ -181,17 +179,22 @@ def plan(
 
 
 def _known(
-    model: Model, chosen: tuple[tuple[str, Attack], ...], threat: Lp | Change, adaptive: bool
+    model: Model, chosen: tuple[tuple[str, Attack], ...], threat: Lp | Change, access: Access, adaptive: bool
 ) -> tuple[tuple[tuple[str, Attack], ...], tuple[str, ...]]:
     """What the model's own method ``adaptive`` makes of the attacks, by name, where that is another one; what to announce."""
-    make = getattr(model.module, "adaptive", None)
-    # A layer may well be called so.
-    if not callable(make) or isinstance(make, nn.Module):
-        return (), ()
-    pairs = [(name, attack, make(attack)) for name, attack in chosen]
-    known = tuple((f"adaptive {name}", made) for name, attack, made in pairs if made is not attack)
-    for _, made in known:
-        check_serves(made, threat)
+    try:
+        make = getattr(model.module, "adaptive", None)
+        # A layer may well be called so.
+        if not callable(make) or isinstance(make, nn.Module):
+            return (), ()
+        pairs = [(name, attack, make(attack)) for name, attack in chosen]
+        known = tuple((f"adaptive {name}", made) for name, attack, made in pairs if made is not attack)
+        for _, made in known:
+            check_serves(made, threat)
+            _check_access(made, access)
+    except Exception as error:  # whatever the model's own code raises
+        says = "of an attack it should make one that knows of the model's defense, or have another name"
+        raise UsageError(f"the model's attribute 'adaptive' does not serve ({first_line(error)}); {says}") from error
     if adaptive:
         return known, () if known else (SAME,)
     return (), (NAIVE,) if known else ()
@@ -265,17 +268,19 @@ def _attacks(
         raise UsageError("there is no attack to run; name at least one")
     for attack in built:
         check_serves(attack, threat)
-        if attack.access > access:
-            needs, sees = attack.access.name.lower(), access.name.lower()
-            able = ", ".join(name for name, make in ATTACKS.items() if _leaf_access(make) <= access)
-            raise AccessError(
-                f"{attack_name(attack)} needs {needs}; the adversary sees {sees}; attacks that do with that: {able}"
-            )
+        _check_access(attack, access)
     named = [(attack_name(attack), attack) for attack in built]
     if len({name for name, _ in named}) < len(named):
         raise UsageError("the same attack is named twice; each attack is run once")
     # A suite has an order of its own.
     return tuple(named if isinstance(given, str) and given in SUITES else sorted(named, key=lambda pair: pair[1].cost))
+
+
+def _check_access(attack: Attack, access: Access) -> None:
+    if attack.access > access:
+        needs, sees = attack.access.name.lower(), access.name.lower()
+        able = ", ".join(name for name, make in ATTACKS.items() if _leaf_access(make) <= access)
+        raise AccessError(f"{attack_name(attack)} needs {needs}; the adversary sees {sees}; attacks that do with that: {able}")
 
 
 def _built(attack: str | Attack, threat: Lp | Change, access: Access, data: Data) -> tuple[Attack, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -22,15 +23,15 @@ from torch import nn
 from advkit import spec
 from advkit.benchmarks.evaluate import evaluate
 from advkit.benchmarks.folder import Row, append, damaged, locked, read_json, read_rows, replace, resumable
-from advkit.benchmarks.plan import parse_threat, threat_name
+from advkit.benchmarks.plan import parse_threat, plan, threat_name
 from advkit.benchmarks.statistics import Estimate, student
 from advkit.data import Data
 from advkit.data.dataset import check_seed
 from advkit.defenses import check_radius, fresh, named, threats_of
 from advkit.errors import UsageError
-from advkit.models import checkpoint, networks
+from advkit.models import checkpoint, networks, wrap
 from advkit.threat import THREATS
-from advkit.train import RECIPES, Recipe, accuracy, train
+from advkit.train import RECIPES, Diverged, Recipe, accuracy, place, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,9 +160,15 @@ def tradeoff(
     architecture = spec.show(spec.parse(network, networks.NETWORKS, "network"), networks.NETWORKS)
     recipe = RECIPES[architecture.split("(")[0]].for_examples(len(data)) if recipe is None else recipe
     members = family(defenses, threats, data)
+    place(device)
     measured = tuple(dict.fromkeys(threat_name(parse_threat(threat, test)) for threat in at or threats))
     if not measured:
         raise UsageError("there is no threat model to measure robust accuracy under; give one, as in linf(0.1)")
+    if limit is not None:
+        spec.check_whole("the limit", limit, 1)
+    # What cannot be attacked should be known before anything is trained, and before the folder is of this family.
+    for threat in measured:
+        plan(wrap(networks.build(architecture)), test, threat=threat, attacks=attack)
     about = {
         "network": architecture,
         "data": {"name": data.name, "digest": data.digest()},
@@ -198,12 +205,14 @@ def family(defenses: Sequence[str], threats: Sequence[str], data: Data) -> tuple
     """Every training loss with every threat model; one that knows no adversary by itself, once; one with its own, with that.
 
     Raises:
-        UsageError: An unknown name, or a loss that needs a threat model where there is none.
+        UsageError: An unknown name, a loss that needs a threat model where there is none, or one that has no use for its own.
     """
     members = []
     for text in defenses:
         defense, own = _split(text)
         loss = named(defense, parse_threat(own or threats[0], data)) if own or threats else named(defense)
+        if own and not threats_of(loss):
+            raise UsageError(f"{text} names a threat model and {defense} knows no adversary; give it without one")
         wanted = [own] if own else threats if threats_of(loss) else [None]
         for threat in wanted:
             named(defense, None if threat is None else parse_threat(threat, data))
@@ -250,11 +259,29 @@ class _claimed:
             raise UsageError(f"{self.path} holds other files; give --out a new or an empty folder")
         replace(identity, json.dumps(self.about, indent=2) + "\n")
         rows = read_rows(self.path / "rows.jsonl", {"member", "seed", "clean", "robust", "seconds"})
-        if any(set(row["robust"]) != set(self.about["at"]) for row in rows):
-            raise damaged(self.path / "rows.jsonl", "a row is of other threat models")
+        if not all(_well_formed(row, self.about["at"]) for row in rows):
+            raise damaged(self.path / "rows.jsonl", "a row is of other threat models, or holds no counts")
+        if len({(row["member"], row["seed"]) for row in rows}) < len(rows):
+            raise damaged(self.path / "rows.jsonl", "a network has two rows")
         # A last line that was cut off is not there.
         replace(self.path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+def _well_formed(row: Row, at: Sequence[str]) -> bool:
+    """Whether a row is as :meth:`_Trainer.row` makes it."""
+    robust, seconds = row["robust"], row["seconds"]
+    if not isinstance(robust, dict) or set(robust) != set(at):
+        return False
+    timed = seconds is None or (type(seconds) in (int, float) and math.isfinite(seconds))
+    named = type(row["member"]) is str and type(row["seed"]) is int
+    return timed and named and all(map(_counts, [row["clean"], *robust.values()]))
+
+
+def _counts(pair: object) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(n) is int for n in pair):
+        return False
+    return bool(0 <= pair[0] <= pair[1] != 0)
 
 
 @dataclass(frozen=True)
@@ -292,31 +319,43 @@ class _Trainer:
         name = hashlib.sha256(f"{member} {seed}".encode()).hexdigest()[:16]
         file = self.path / "models" / f"{name}.safetensors"
         if file.exists():
-            model, about = checkpoint.load(file)
-            return model.to(self.device), float(about["seconds"]) if "seconds" in about else None
+            return self._loaded(file)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
         whole, began = not partial.exists(), time.perf_counter()
         loss = named(member.defense, None if member.threat is None else parse_threat(member.threat, self.data))
         for one in threats_of(loss):
             check_radius(one, self.data)
-        # Not watched and not stopped early, so that all take the same steps on the same examples.
-        model = train(
-            fresh(self.architecture, loss, seed),
-            self.data,
-            self.recipe,
-            loss=loss,
-            seed=seed,
-            device=self.device,
-            partial=partial,
-            identity=f"{self.architecture} {member}",
-            report=lambda at: tell(0.8 * at.step / at.steps, f"{member}, seed {seed}: epoch {at.epoch + 1} of {at.epochs}"),
-        )
+        who = f"{member}, seed {seed}"
+        try:
+            # Not watched and not stopped early, so that all take the same steps on the same examples.
+            model = train(
+                fresh(self.architecture, loss, seed),
+                self.data,
+                self.recipe,
+                loss=loss,
+                seed=seed,
+                device=self.device,
+                partial=partial,
+                identity=f"{self.architecture} {member}",
+                report=lambda at: tell(0.8 * at.step / at.steps, f"{who}: epoch {at.epoch + 1} of {at.epochs}"),
+            )
+        except Diverged as error:
+            raise Diverged(f"{who}: {error}") from None
         seconds = time.perf_counter() - began if whole else None
         about = {} if seconds is None else {"seconds": f"{seconds:.1f}"}
         checkpoint.save(file, model, self.architecture, member=str(member), seed=str(seed), **about)
         partial.unlink(missing_ok=True)
         return model, seconds
+
+    def _loaded(self, file: Path) -> tuple[nn.Module, float | None]:
+        model, about = checkpoint.load(file)
+        if about["architecture"] != self.architecture:
+            raise damaged(file, f"it is a {about['architecture']}")
+        try:
+            return model.to(self.device), float(about["seconds"]) if "seconds" in about else None
+        except ValueError:
+            raise damaged(file, f"its seconds are {about['seconds']}") from None
 
 
 def draw(result: Tradeoff, path: Path) -> None:

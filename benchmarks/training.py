@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit import data as data_by_name
-from advkit import spec
 from advkit.ball import Lp
 from advkit.benchmarks import memory
 from advkit.benchmarks.plan import parse_threat
-from advkit.defenses import DEFENSES
+from advkit.defenses import named
 from advkit.errors import UsageError
 from advkit.models import find_device, networks
 from advkit.train import CrossEntropy, TrainingLoss
@@ -162,7 +161,7 @@ def main() -> None:
     device = find_device(arguments.device)
     x, y = (part.to(device) for part in data.batch(0, arguments.batch_size))
     model = networks.build(arguments.model).to(device).train()
-    given = {text: spec.parse(text, DEFENSES, "defense", {"threat": threat}) for text in arguments.defense or LOSSES}
+    given = {text: named(text, threat) for text in arguments.defense or LOSSES}
     losses: dict[str, TrainingLoss] = {"by hand": ByHand(threat), "cross entropy": CrossEntropy(), **given}
     steps = {name: step_of(loss, model, x, y) for name, loss in losses.items()}
     bytes_of = {name: held(step, device) for name, step in steps.items()}

@@ -89,9 +89,9 @@ def named(text: str, threat: Threats | None = None) -> TrainingLoss:
     except UsageError as error:
         if threat is None and str(error).endswith("needs a value for threat"):
             raise UsageError(f"the defense {text} needs a threat model to withstand, as in linf(0.3)") from None
-        if isinstance(threat, tuple) and ": threat is" in str(error):
-            raise UsageError(
-                f"{len(threat)} threat models were given and the defense {text} takes one; multi takes several"
-            ) from None
+        if threat is not None and ": threat is" in str(error):
+            takes = "takes one; multi takes several" if isinstance(threat, tuple) else "takes several"
+            n = len(threat) if isinstance(threat, tuple) else 1
+            raise UsageError(f"threat models were given: {n}; the defense {text} {takes}") from None
         raise
     return loss

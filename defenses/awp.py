@@ -45,7 +45,7 @@ class AWP(Adversarial):
             TRADES.
 
     Raises:
-        UsageError: gamma is not positive, or the loss is not an adversarial one.
+        UsageError: gamma is not positive, the loss is not an adversarial one, or the model has no weights to move.
     """
 
     loss: Adversarial
@@ -84,6 +84,8 @@ class AWP(Adversarial):
     def _direction(self, model: nn.Module, value: Tensor) -> dict[str, Tensor]:
         """v, by the names of the parameters."""
         weights = {name: w for name, w in model.named_parameters() if w.requires_grad and w.ndim > 1}
+        if not weights:
+            raise UsageError("awp: the model has no weights with two axes that require a gradient; there is nothing to move")
         gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
         return {
             name: self.gamma * w.detach().norm() * g / g.norm().clamp(min=torch.finfo(g.dtype).tiny)

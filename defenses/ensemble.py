@@ -62,9 +62,14 @@ class EnsembleTraining(Adversarial):
         check_between("ensemble: alpha", self.alpha)
         check_adversary("ensemble", Ascent(_noise, 1, loss=_said), self.threat, self.ramp, self.smoothing)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> EnsembleTraining:
+        """Itself: nothing is kept from step to step, and networks are not copied for it."""
+        return self
+
     def _sources(self) -> list[Model | str]:
         given = self.models.split("+") if isinstance(self.models, str) else self.models
-        return [model.strip() if isinstance(model, str) else model for model in given if model != ""]
+        stripped = [model.strip() if isinstance(model, str) else model for model in given]
+        return [model for model in stripped if not isinstance(model, str) or model]
 
     def examples(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, at: float) -> Tensor:
         """x', with shape (B, *)."""

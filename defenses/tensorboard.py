@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from advkit.errors import UsageError
 from advkit.train import Progress
@@ -30,14 +32,19 @@ def tensorboard(folder: str | Path) -> Callable[[Progress], None]:
 
     def report(progress: Progress) -> None:
         nonlocal said
-        writer.add_scalar("loss", progress.loss, progress.step)
+        _add(writer, "loss", progress.loss, progress.step)
         for check in progress.history[said:]:
             shares = {"clean": check.clean, "robust": check.robust, "one step": check.one_step}
             for name, value in shares.items():
-                if value is not None:
-                    writer.add_scalar(f"accuracy/{name}", value, check.epoch + 1)
+                _add(writer, f"accuracy/{name}", value, check.epoch + 1)
         said = len(progress.history)
         if progress.step == progress.steps or said:
             writer.flush()
 
     return report
+
+
+def _add(writer: Any, name: str, value: float | None, at: int) -> None:
+    """Write a number where there is one; a run that goes on has no loss before its first step."""
+    if value is not None and math.isfinite(value):
+        writer.add_scalar(name, value, at)

@@ -54,7 +54,7 @@ def train(
     recipe: Recipe | None = None,
     *,
     threat: Threats | None = None,
-    validation: Data | int | None = None,
+    validation: Data | tuple[Tensor, Tensor] | int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     partial: Path | None = None,
@@ -78,7 +78,7 @@ def train(
         loss: What a step descends: ``TRADES(threat)``; advkit list defenses.
         recipe: How; by default five epochs of ``Recipe()``.
         threat: What the network is checked against; by default what the loss knows of. Nothing is checked without one.
-        validation: Examples to check on, or how many to hold out of the data; by default 1,000, and a tenth at most.
+        validation: Examples to check on, as ``data``, or how many to hold out of those; by default 1,000, and a tenth at most.
         seed: Of every random draw.
         device: Where to train.
         partial: A file that holds the run after each epoch, as in :func:`advkit.train.train`; so are the other arguments.
@@ -89,17 +89,24 @@ def train(
         compile: Whether the network is translated with torch.compile first.
 
     Raises:
-        UsageError: A radius that is wider than the data's range, too few examples, or as in :func:`advkit.train.train`.
+        UsageError: What is given is not of this form, a radius is wider than the data's range, there are too few examples, or
+            as in :func:`advkit.train.train`.
     """
     recipe = Recipe() if recipe is None else recipe
     threats = threats_of(loss if threat is None else threat)
-    data = data if isinstance(data, Data) else _as_data(data, threats)
+    if threat is not None:
+        _check_threats(threat, threats)
+    data = _as_data(data, threats)
     for one in threats:
         check_radius(one, data)
     check = None
     if threats:
-        data, watched = held_out(data, validation, seed)
+        given = validation if validation is None or isinstance(validation, int) else _as_data(validation, threats)
+        data, watched = held_out(data, given, seed)
+        loop.check_fits(model.to(loop.place(device)), watched)
         check = Guard(threats, watched)
+    elif validation is not None:
+        raise UsageError("examples to check on were given without a threat model; plain training is not checked")
     seen: list[Progress] = []
 
     def watch(progress: Progress) -> None:
@@ -129,15 +136,25 @@ def train(
 
 def threats_of(source: Any) -> tuple[Lp | Change, ...]:
     """The threat models of a loss, or of the loss that it wraps; none, one or several. Threat models are their own."""
-    while not isinstance(source, tuple) and not hasattr(source, "allows"):
+    while not isinstance(source, tuple | list) and not hasattr(source, "allows"):
         source = getattr(source, "threat", getattr(source, "loss", ()))
-    return source if isinstance(source, tuple) else (source,)
+    return tuple(source) if isinstance(source, tuple | list) else (source,)
 
 
-def _as_data(pair: tuple[Tensor, Tensor], threats: tuple[Lp | Change, ...]) -> Data:
+def _check_threats(given: Any, threats: tuple[Any, ...]) -> None:
+    if not threats or not all(hasattr(threat, "allows") for threat in threats):
+        raise UsageError(f"the threat model is {given!r}; it should be one, as in Lp(inf, 8 / 255), or a tuple of several")
+
+
+def _as_data(given: Any, threats: tuple[Lp | Change, ...]) -> Data:
+    if isinstance(given, Data):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise UsageError(f"the data are of type {type(given).__name__}; they should be of advkit.data, or inputs and labels")
     if not threats:
         raise UsageError("inputs and labels were given without a threat model to say their range; use advkit.data.from_tensors")
-    return from_tensors(*pair, low=threats[0].low, high=threats[0].high)
+    x, y = given
+    return from_tensors(x, y, low=threats[0].low, high=threats[0].high)
 
 
 def check_radius(threat: Lp | Change, data: Data) -> None:
@@ -258,7 +275,12 @@ def label(model: nn.Module, data: Data, batch_size: int = 500) -> Data:
         model: The network, inputs (B, *) to logits (B, K).
         data: The inputs; their labels are not looked at.
         batch_size: Examples at a time.
+
+    Raises:
+        UsageError: There are no examples, or the data have fewer classes than the network.
     """
+    if not len(data):
+        raise UsageError(f"{data.name} holds no examples; there should be at least one")
     first = next(model.parameters(), torch.empty(0))
     with frozen(model), torch.no_grad():
         starts = range(0, len(data), batch_size)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from advkit import Lp, UsageError, data, spec
 from advkit.attacks import PGD
-from advkit.defenses.certificates import CERTIFICATES, IBP, verified
+from advkit.defenses.certificates import CERTIFICATES, verified
 from advkit.defenses.certificates import ibp as intervals_of
 from advkit.defenses.certificates.crown import crown
 from advkit.defenses.certificates.layers import observe, trace
@@ -205,6 +205,35 @@ def test_the_range_of_the_data_counts():
         assert crown(network, region, c).found[0][0].item() == 0.0
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_the_region_holds_all_that_is_allowed(p):
+    """One entry may use the rounding that all of them are allowed, and the range is that of the data's type."""
+    x = torch.full((1, 400), 0.9)
+    x[0, 0] = 0.0
+    ball = Lp(p, 0.25, 0.0, 0.9)
+    z = x.nextafter(torch.zeros(())).repeat(4001, 1)
+    z[:, 0] = 0.25 + torch.linspace(-1e-4, 4e-6, 4001)
+    region = Region.around(x, ball, torch.float64)
+    allowed = z[ball.allows(z, x.expand_as(z))].double()
+    assert len(allowed)
+    assert (allowed >= region.low).all()
+    assert (allowed <= region.high).all()
+    assert ball.allows(x, x).all()
+    assert (x.double() <= region.high).all()
+
+
+def test_rounding_that_is_seen_counts():
+    """The margin is 4e-5 everywhere; the model's own is 6e-5 where a unit in the last place is that, and 0 where it is more."""
+    first, last = nn.Linear(1, 2), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        first.weight.fill_(1000.0)
+        first.bias.copy_(torch.tensor([4e-5, 0.0]))
+        last.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+    model, x, y = nn.Sequential(first, last), torch.tensor([[1.0]]), torch.tensor([1])
+    assert model(torch.cat([x, x + 0.05])).argmax(1).tolist() == [1, 0]
+    assert not verified(model, x, y, Lp(math.inf, 0.1, 0.0, 2.0), "crown").any()
+
+
 def test_one_hidden_layer_by_the_linear_program_of_its_triangles():
     """CROWN is the best single line; the triangles' linear program is its upper limit, and alpha comes close to it."""
     torch.manual_seed(3)
@@ -389,11 +418,13 @@ def test_bounds_are_ordered(certified_network):
     assert not (rows[0].certified & (rows[0].predicted != y[:40])).any()
 
 
-def test_a_batch_is_certified_as_its_rows_are(certified_network):
+@pytest.mark.parametrize("method", BOUNDS)
+def test_a_batch_is_certified_as_its_rows_are(certified_network, method):
     model, x, y = certified_network
-    whole = IBP()(model, x, y, Lp(math.inf, 0.05), torch.Generator())
-    one = [IBP()(model, x[i : i + 1], y[i : i + 1], Lp(math.inf, 0.05), torch.Generator()).bound for i in range(5)]
-    assert torch.allclose(torch.cat(one), whole.bound[:5], rtol=1e-12)
+    certificate, threat, rng = spec.parse(method, CERTIFICATES, "certificate"), Lp(math.inf, 0.08), torch.Generator()
+    whole = certificate(model, x[:16], y[:16], threat, rng)
+    one = [certificate(model, x[i : i + 1], y[i : i + 1], threat, rng).bound for i in range(16)]
+    assert torch.allclose(torch.cat(one), whole.bound, rtol=1e-9)
 
 
 def test_the_radius_of_a_schedule():
@@ -476,6 +507,44 @@ def _hooked():
     return nn.Sequential(layer)
 
 
+class Says(nn.Module):
+    """A forward of one's own over layers of one's own."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.how = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def _turning():
+    """The opposite answer away from what is asked about: the graph agrees with the model there."""
+    layer = nn.Linear(4, 2)
+    layer.register_forward_hook(lambda _m, given, value: torch.where(given[0].sum() > 100, -value, value))
+    return nn.Sequential(layer)
+
+
+def _patched():
+    layer = nn.Linear(4, 2)
+    layer.forward = lambda x: nn.Linear.forward(layer, x)
+    return nn.Sequential(layer)
+
+
+def _overwritten(self, x):
+    h = self.a(x)
+    F.relu(h, inplace=True)
+    return self.b(h)
+
+
+def _overwritten_view(self, x):
+    h = self.a(x)
+    h.flatten(1).clamp_(max=0.5)
+    return self.b(h)
+
+
 class Scaled(nn.Linear):
     def forward(self, x):
         return super().forward(x) * torch.sigmoid(x).sum()
@@ -497,12 +566,44 @@ class Branching(nn.Module):
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), "running statistics"),
         (nn.Sequential(nn.BatchNorm1d(1), nn.Linear(4, 2)), "takes 1 channels and gets 4"),
         (_hooked(), "without hooks"),
+        (_turning(), "'0' has a hook"),
+        (_patched(), "'0' has a hook, or a forward of its own"),
+        (Says(_overwritten, a=nn.Linear(4, 4), b=nn.Linear(4, 2)), "'relu' changes in place a value that is used elsewhere"),
+        (Says(_overwritten_view, a=nn.Linear(4, 4), b=nn.Linear(4, 2)), "'clamp_' changes in place"),
+        (
+            Says(lambda s, x: s.a(x) + s.b, a=nn.Linear(4, 2), b=nn.Parameter(torch.zeros(2))),
+            "numbers of its own that no layer",
+        ),
+        (Says(lambda s, x: s.a(x) + s.b(x), a=nn.Linear(4, 2), b=nn.Linear(4, 1)), "the shapes \\(2,\\) and \\(1,\\)"),
+        (Says(lambda s, x: {"features": s.a(x)}, a=nn.Linear(4, 2)), "in which bounds find no logits"),
+        (Says(lambda s, x: F.avg_pool2d(x.view(x.size(0), -1), x.size(1))), "cannot take values|takes images"),
         (lambda x: x, "bounds need a module"),
     ],
 )
 def test_models_without_bounds_are_named(model, words):
     with pytest.raises(UsageError, match=words):
         verified(model, torch.rand(2, 4), torch.tensor([0, 1]), Lp(math.inf, 0.1))
+
+
+def test_a_model_that_stays_in_training_mode_is_refused():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    model.eval = lambda: model
+    model[0].train()
+    with pytest.raises(UsageError, match="'0' stays in training mode"):
+        verified(model, torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), Lp(math.inf, 0.1))
+
+
+def _block(self, x):
+    h = F.relu(self.a(x), inplace=True)
+    out = self.b(h)
+    out += self.a(h)
+    return {"features": h, "logits": self.c(out.view(out.size(0), -1).relu_())}
+
+
+def test_in_place_layers_of_a_value_that_is_used_once_have_bounds():
+    model = Says(_block, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 3)).eval()
+    x = torch.randn(20, 4)
+    assert torch.allclose(trace(model, x)(x), model(x)["logits"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -512,6 +613,9 @@ def test_models_without_bounds_are_named(model, words):
         (nn.Conv2d(1, 2, 3, padding="same"), "same"),
         (nn.MaxPool2d(2, ceil_mode=True), "ceil_mode"),
         (nn.MaxPool2d(2, dilation=2), "dilation"),
+        (nn.AvgPool2d(2, divisor_override=-4), "divides by a number less than 0"),
+        (nn.Sequential(nn.Flatten(), nn.MaxPool2d(2)), "takes images"),
+        (nn.Sequential(nn.Flatten(), nn.Conv2d(1, 1, 2)), "takes images"),
         (nn.Flatten(2), "dimensions 2 to -1"),
     ],
 )

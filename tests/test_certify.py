@@ -1,6 +1,7 @@
 """``advkit certify``: rows that survive a kill, the interval, and the report that shows it."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import jsonschema
@@ -218,6 +219,31 @@ def test_rows_of_the_wrong_kind_are_refused(model, data, tmp_path):
     path.write_text(path.read_text().replace('"certified": true', '"certified": "yes"', 1))
     with pytest.raises(UsageError, match="the certified of a row"):
         Certification.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1e999", "1" + 400 * "0"])
+def test_numbers_that_are_none_are_refused(model, data, tmp_path, value):
+    certify(model, data, threat="l2(0.1)", method=SMOOTHING, out=tmp_path)
+    path = tmp_path / "certificates.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    rows[5] = re.sub(r'"radius": [^,]*', f'"radius": {value}', rows[5])
+    path.write_text("".join(rows))
+    with pytest.raises(UsageError, match="the radius of a row"):
+        certify(model, data, threat="l2(0.1)", method=SMOOTHING, out=tmp_path)
+
+
+def test_a_radius_that_is_missing_counts_as_none(model, data, tmp_path):
+    certify(model, data, threat="l2(0.1)", method=SMOOTHING, out=tmp_path)
+    path = tmp_path / "certificates.jsonl"
+    path.write_text(re.sub(r'"radius": [^,]*', '"radius": null', path.read_text()))
+    assert certify(model, data, threat="l2(0.1)", method=SMOOTHING, out=tmp_path).mean_radius == 0.0
+
+
+def test_a_folder_in_which_nothing_was_done_takes_another_run(data, tmp_path):
+    gelu = nn.Sequential(nn.Linear(2, 2), nn.GELU()).eval()
+    with pytest.raises(UsageError, match="GELU"):
+        certify(gelu, data, threat="l2(0.1)", out=tmp_path)
+    assert len(certify(gelu, data, threat="l2(0.1)", method=SMOOTHING, out=tmp_path).rows) == 50
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"index": 0}', "[" * 100_000], ids=["cut", "list", "lacks", "deep"])

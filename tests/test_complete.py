@@ -270,6 +270,15 @@ def test_what_runs_out_of_time_is_open():
         condense(trace(model, x, torch.float64), Region.around(x[:1], Lp(math.inf, 0.1), torch.float64), 0, 0.0)
 
 
+def test_a_weight_that_is_infinite_leaves_rows_open():
+    model, x = mlp(3, 3), 0.5 + some(2, 3)
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.inf
+    found = certify(model, x, right(model, x), Lp(math.inf, 0.1, 0.0, 2.0))
+    assert not found.certified.any()
+    assert not found.broken.any()
+
+
 def test_a_keyboard_interrupt_passes(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

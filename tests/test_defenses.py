@@ -453,6 +453,12 @@ def test_awp_moves_each_layer_by_gamma_of_its_norm_uphill():
     assert torch.allclose(net.bias.grad, there.bias.grad, atol=1e-6)
 
 
+def test_awp_needs_weights_to_move():
+    net = nn.BatchNorm1d(5)
+    with pytest.raises(UsageError, match="awp: the model has no weights with two axes"):
+        AWP(PGDTraining(LINF, 1))(net, torch.rand(10, 5, generator=generator()), torch.arange(10) % 5, generator())
+
+
 def test_awp_draws_the_same_numbers_twice():
     loss, rng = Watched(), generator(5)
     AWP(loss)(nn.Linear(12, 5), *batch_for([nn.Linear(1, 1)]), rng)
@@ -552,6 +558,12 @@ def test_ensemble_training_draws_its_sources_and_does_not_see_the_labels(score):
     assert ((pushed.sign() == -(x @ net.w).sign()) | (pushed.sign() == (x @ net.w).sign())).all()
 
 
+def test_ensemble_training_is_not_copied_with_its_networks():
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(12, 5))
+    loss = EnsembleTraining(LINF, (net,))
+    assert copy.deepcopy(loss).models[0] is net
+
+
 def test_ensemble_training_loads_its_networks_by_their_files(tmp_path):
     paths = []
     for seed in range(2):
@@ -643,6 +655,7 @@ def test_a_loss_trains_against_changes(loss):
         (lambda: AWP(CrossEntropy()), "awp: loss is CrossEntropy"),
         (lambda: EnsembleTraining(LINF, ""), "ensemble: models is empty"),
         (lambda: EnsembleTraining(LINF, ()), "ensemble: models is empty"),
+        (lambda: EnsembleTraining(LINF, " + "), "ensemble: models is empty"),
         (lambda: EnsembleTraining(LINF, (3,)), "ensemble: models has 3"),
         (lambda: EnsembleTraining(LINF, (still,), alpha=2.0), "ensemble: alpha is 2.0"),
         (lambda: MultiTraining(LINF), "two or more threat models"),

@@ -350,6 +350,39 @@ def test_an_adaptive_attack_that_is_none_is_refused(digits):
         evaluate(model, (x, y), threat="linf(0.1)", attacks="fgsm")
 
 
+class Raises(nn.Sequential):
+    @property
+    def adaptive(self):
+        raise RuntimeError("not now")
+
+
+class Pools(nn.Sequential):
+    def adaptive(self, x, size):
+        return F.adaptive_avg_pool2d(x, size)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Raises, "not now"), (Pools, "missing 1 required")])
+def test_an_attribute_of_that_name_for_something_else_is_named(digits, kind, words):
+    network, x, y = digits
+    with pytest.raises(UsageError, match=f"the model's attribute 'adaptive' does not serve.*{words}.*another name"):
+        evaluate(kind(network), (x, y), threat="linf(0.1)", attacks="fgsm")
+
+
+def test_an_adaptive_attack_sees_no_more_than_the_adversary(digits):
+    network, x, y = digits
+    model = nn.Sequential(network)
+    model.adaptive = lambda attack: PGD(3)
+    with pytest.raises(UsageError, match="needs gradients; the adversary sees labels"):
+        evaluate(model, (x, y), threat="linf(0.1)", attacks="rays(queries=20)", access="labels")
+
+
+def test_members_of_other_classes_are_refused(digits):
+    network, x, _ = digits
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
+    with pytest.raises(UsageError, match="the same classes"):
+        Moving([network, other])(x)
+
+
 def test_other_commands_say_that_they_are_naive(digits):
     network, x, y = digits
     planned = plan(models.wrap(Guarded(network)), from_tensors(x, y), threat="linf(0.1)", attacks="fgsm")

@@ -237,6 +237,22 @@ def test_settings_out_of_range_are_refused(given, says):
         Smoothing(**given)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (torch.ones(2, 10, dtype=torch.int64), torch.tensor([0, 1]), "the inputs are torch.int64"),
+        (torch.full((2, 10), math.nan), torch.tensor([0, 1]), "NaN"),
+        (torch.full((2, 10), 3.0), torch.tensor([0, 1]), "range is"),
+        (torch.zeros(2, 10), torch.tensor([0, 2]), "classes 0 to 1"),
+        (torch.zeros(2, 10), torch.tensor([[0], [1]]), "of shape \\(2, 1\\)"),
+        (torch.zeros(2, 10), torch.tensor([0]), "one label for each"),
+    ],
+)
+def test_inputs_are_checked_as_for_other_certificates(plane, x, y, says):
+    with pytest.raises(UsageError, match=says):
+        Smoothing(n=10)(plane[0], x, y, Lp(2, 0.1), rng())
+
+
 def test_a_model_of_one_class_is_refused():
     with pytest.raises(UsageError, match="two classes"):
         votes(nn.Linear(3, 1), torch.rand(2, 3), 0.5, 10, SEEDS[:2])

@@ -11,6 +11,7 @@ from advkit.benchmarks.statistics import student
 from advkit.benchmarks.tradeoff import Member, Tradeoff, draw, family, tradeoff
 from advkit.cli import main
 from advkit.data import load
+from advkit.train import Recipe
 
 NETWORK = "mnist-mlp(width=8)"
 
@@ -151,12 +152,46 @@ def test_a_stopped_family_goes_on(tmp_path):
         (["--at", "linf"], "searches inside a fixed radius"),
         (["--model", "resnet"], "unknown network 'resnet'"),
         (["--threat", "linf(3)"], "no two inputs are further apart than 1"),
+        (["--attack", "nothing"], "unknown attack 'nothing'"),
+        (["--limit", "0"], "the limit is 0; it should be at least 1"),
+        (["--device", "gpu"], "cannot use the device 'gpu'"),
+        (["--defense", "plain linf(0.1)"], "plain linf(0.1) names a threat model and plain knows no adversary"),
+        (["--lr", "1e30"], "plain, seed 0: the loss became NaN in epoch 1"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):
     code, out, err = _run(*QUICK, *options, "--out", tmp_path / "family", capsys=capsys)
     assert (code, out) == (2, "")
     assert sentence in err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"robust": 5},
+        {"robust": ["linf(eps=0.05)"]},
+        {"robust": {"linf(eps=0.05)": None}},
+        {"robust": {"linf(eps=0.3)": [1, 2]}},
+        {"clean": "ab"},
+        {"clean": [0, 0]},
+        {"clean": [20, 10]},
+        {"member": ["plain"]},
+        {"seed": "0"},
+        {"seconds": "1"},
+        {"seconds": math.nan},
+    ],
+    ids=str,
+)
+def test_rows_that_nobody_wrote_are_refused(change, tmp_path):
+    given = {"network": NETWORK, "data": load("mnist-5k", split="train", limit=20), "test": load("mnist-5k", limit=5)}
+    more = {"defenses": ["plain"], "threats": ["linf(0.05)"], "attack": "fgsm", "seeds": [0], "recipe": Recipe(epochs=1)}
+    result = tradeoff(**given, **more, out=tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(result.rows[0] | change) + "\n")
+    with pytest.raises(UsageError, match=r"rows.jsonl is damaged \(a row is of other threat models, or holds no counts\)"):
+        tradeoff(**given, **more, out=tmp_path)
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(result.rows[0]) + "\n"))
+    with pytest.raises(UsageError, match=r"rows.jsonl is damaged \(a network has two rows\)"):
+        tradeoff(**given, **more, out=tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):

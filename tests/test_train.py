@@ -1,7 +1,12 @@
 import dataclasses
+import json
+import math
+from dataclasses import asdict
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from advkit import Lp, UsageError
 from advkit.data import from_tensors
@@ -147,6 +152,7 @@ def test_an_average_follows_the_weights(data):
     ("schedule", "points"),
     [
         ("triangle", {0.1: 0.5, 0.2: 1.0, 0.6: 0.5}),
+        ("cyclic", {0.2: 0.5, 0.4: 1.0, 0.7: 0.5}),
         ("cosine", {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}),
         ("steps", {0.49: 1.0, 0.5: 0.1, 0.75: 0.01}),
         ("constant", {0.0: 1.0, 0.99: 1.0}),
@@ -252,6 +258,184 @@ def test_mixed_precision_learns(data):
     assert accuracy(model, data)[0] >= 58
 
 
+class Numbers(torch.optim.SGD):
+    """An optimizer that keeps numbers, also in its groups."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["scale"] = 0.9 * group["scale"]
+            for p in group["params"]:
+                self.state[p]["n"] = self.state[p].get("n", 0.1) + 0.1
+                p.grad.mul_(group["scale"] * self.state[p]["n"])
+        return super().step()
+
+
+class Lists(torch.optim.SGD):
+    """An optimizer that keeps a list of tensors."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["before"] = [p.detach().clone()]
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, 0.005, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.001, momentum=0.9, centered=True),
+    "nadam": lambda p: torch.optim.NAdam(p, 0.005),
+    "rprop": lambda p: torch.optim.Rprop(p, 0.005),
+    "numbers": lambda p: Numbers([{"params": p, "scale": 1.0}], 0.05),
+}
+
+
+def _normed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)]
+        return nn.Sequential(*parts)
+
+
+def _stopped(data, partial, make, step=10):
+    def interrupt(progress: Progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    model = _normed()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, ADAM, optimizer=make and make(model.parameters()), partial=partial, report=interrupt)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_ones_own_optimizer_goes_on_where_it_was(data, tmp_path, make):
+    _stopped(data, tmp_path / "run.partial", make)
+    whole, parts, other = _normed(), _normed(), _normed()
+    train(whole, data, ADAM, optimizer=make(whole.parameters()))
+    train(parts, data, ADAM, optimizer=make(parts.parameters()), partial=tmp_path / "run.partial")
+    assert torch.equal(_weights(whole), _weights(parts))
+    with pytest.raises(UsageError, match="holds another run"):
+        train(other, data, ADAM, optimizer=torch.optim.SGD(other.parameters(), 0.1), partial=tmp_path / "run.partial")
+
+
+def test_optimizers_that_cannot_be_used(data, tmp_path):
+    model = _normed()
+    with pytest.raises(UsageError, match="a step of LBFGS needs a closure"):
+        train(model, data, RECIPE, optimizer=torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(UsageError, match="Lists keeps more than tensors, numbers and text"):
+        train(model, data, RECIPE, optimizer=Lists(model.parameters(), 0.1), partial=tmp_path / "run.partial")
+
+
+def _forged(partial, tensors=None, **progress):
+    had, metadata = checkpoint.read(partial)
+    about = json.loads(metadata["progress"]) | progress
+    wanted = {name: value for name, value in (had | (tensors or {})).items() if value is not None}
+    checkpoint.write(partial, wanted, metadata | {"progress": json.dumps(about)})
+
+
+CHECK = asdict(Check(0, 0.5, 0.5, None, 10, True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": {"good.1.weight": None}},
+        {"tensors": {"good.1.weight": torch.zeros(3)}},
+        {"tensors": {"average.1.weight": None}},
+        {"tensors": {"other.1.weight": torch.zeros(3)}},
+        {"tensors": {"optimizer.0.exp_avg": torch.zeros(7)}},
+        {"tensors": {"optimizer.0.exp_avg": None}},
+        {"tensors": {"optimizer.99.exp_avg": torch.zeros(7)}},
+        {"epoch": -1},
+        {"epoch": 99},
+        {"epoch": "2"},
+        {"taken": None},
+        {"history": 5},
+        {"history": [CHECK | {"robust": 5.0}]},
+        {"history": [CHECK | {"of": 0}]},
+        {"history": [CHECK | {"epoch": 7}]},
+        {"state": []},
+        {"groups": [{}]},
+    ],
+    ids=str,
+)
+def test_a_run_that_was_tampered_with_is_refused(data, tmp_path, change):
+    partial = tmp_path / "run.partial"
+    _stopped(data, partial, None)
+    _forged(partial, **change)
+    with pytest.raises(UsageError, match=r"run.partial is damaged, or does not fit the network; delete it to start anew"):
+        train(_normed(), data, ADAM, partial=partial)
+
+
+def test_weights_of_another_type_in_a_run_become_the_networks(data, tmp_path):
+    _stopped(data, tmp_path / "run.partial", None)
+    _forged(tmp_path / "run.partial", {"average.1.weight": torch.zeros(8, 784, dtype=torch.int32)})
+    assert train(_normed(), data, ADAM, partial=tmp_path / "run.partial")[1].weight.dtype == torch.float32
+
+
+def test_a_last_batch_of_one_joins_the_one_before(data):
+    sizes = []
+
+    def loss(model, x, y, rng, at):
+        sizes.append(len(x))
+        return CrossEntropy()(model, x, y, rng)
+
+    train(_normed(), data, dataclasses.replace(RECIPE, epochs=1, batch_size=59), loss=loss)
+    train(_normed(), data.select(torch.arange(41)), dataclasses.replace(RECIPE, epochs=1, batch_size=20), loss=loss)
+    train(networks.build(NETWORK), data.select(torch.arange(3)), Recipe(epochs=1, batch_size=1), loss=loss)
+    assert sizes == [60, 20, 21, 1, 1, 1]
+
+
+def _points(n=20, size=784, label=0, low=0.0):
+    return from_tensors(torch.rand(n, 1, size // 28, 28), torch.full((n,), label), low=low, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"model": nn.Flatten()}, "the model has no parameters"),
+        ({"model": networks.build(NETWORK).requires_grad_(False)}, "the loss has no gradient"),
+        ({"data": _points().select(torch.arange(0))}, "data holds no examples"),
+        ({"data": _points(label=10)}, "the labels are between 10 and 10; the model has classes 0 to 9"),
+        ({"extra": Extra(_points().select(torch.arange(0)))}, "data holds no examples"),
+        ({"extra": Extra(_points(label=10))}, "the labels are between 10 and 10"),
+        ({"extra": Extra(_points(size=28 * 7))}, "takes 784 features and got 196"),
+        ({"extra": Extra(_points(low=-1.0))}, r"shape \(1, 28, 28\) in \[-1, 1\] and the data \(1, 28, 28\) in \[0, 1\]"),
+        ({"extra": Extra(_points()), "recipe": Recipe(batch_size=1)}, "the batch size is 1, which leaves no room"),
+        ({"model": _normed(), "recipe": Recipe(batch_size=1)}, "a batch would be one example"),
+        ({"loss": lambda model, x, y, rng, at: F.cross_entropy(model(x), y, reduction="none")}, r"a tensor of shape \(16,\)"),
+        ({"loss": lambda model, x, y, rng, at: 1.0}, "the loss returned float"),
+        ({"device": "gpu"}, "cannot use the device 'gpu'"),
+    ],
+)
+def test_what_cannot_be_trained_with(data, options, sentence):
+    given = {"model": networks.build(NETWORK), "data": data, "recipe": RECIPE, **options}
+    with pytest.raises(UsageError, match=sentence):
+        train(**given)
+
+
+def test_a_loss_that_cannot_be_copied(data):
+    class Holding:
+        def __init__(self):
+            self.tensor = torch.ones(1, requires_grad=True) * 2
+
+        def __call__(self, model, x, y, rng, at):
+            return CrossEntropy()(model, x, y, rng)
+
+    with pytest.raises(UsageError, match="the loss Holding cannot be copied for each epoch"):
+        train(networks.build(NETWORK), data, RECIPE, loss=Holding())
+
+
+def test_an_infinite_loss_is_called_so(data):
+    def loss(model, x, y, rng, at):
+        return CrossEntropy()(model, x, y, rng) + math.inf
+
+    model = networks.build(NETWORK)
+    optimizer = torch.optim.SGD(model.parameters(), 3.0)
+    with pytest.raises(
+        Diverged, match="the loss became infinite in epoch 1 and no epoch was done; try a learning rate below 3"
+    ):
+        train(model, data, RECIPE, loss=loss, optimizer=optimizer)
+
+
 def test_another_run_is_not_resumed(data, tmp_path):
     partial = tmp_path / "run.partial"
 
@@ -317,7 +501,7 @@ def test_every_network_has_a_recipe_and_survives_a_checkpoint(tmp_path):
             assert torch.equal(checkpoint.load(tmp_path / "m.safetensors")[0].eval()(x), model(x))
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}])
+@pytest.mark.parametrize("change", [{"momentum": -1.0}, {"momentum": 1.0}, {"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}])
 def test_bad_recipes(change):
     with pytest.raises(UsageError, match="it should be"):
         Recipe(**change)

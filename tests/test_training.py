@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from advkit.defenses import (
 from advkit.defenses.training import check_radius, overfitting
 from advkit.models import checkpoint, networks
 from advkit.threat import Rotation
-from advkit.train import Check, CrossEntropy, Recipe
+from advkit.train import Check, CrossEntropy, Diverged, Recipe
 
 INF = math.inf
 BALL = Lp(INF, 0.1)
@@ -151,6 +152,48 @@ def test_what_is_held_out_is_not_learned(digits):
             train(networks.build("mnist-mlp(width=8)"), digits, loss, Recipe(epochs=1), threat=BALL, validation=n)
 
 
+POINTS = (torch.rand(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2)
+
+
+def _dense():
+    return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_several_threats_may_be_a_list_and_validation_a_pair():
+    given = (torch.rand(7, 2), torch.arange(7) % 2)
+    trained = train(_dense(), POINTS, PGDTraining(BALL, 1), Recipe(epochs=1), threat=[BALL, Lp(2.0, 0.1)], validation=given)
+    assert trained.history[0].of == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"threat": "linf(0.1)"}, "the threat model is 'linf.0.1.'; it should be one"),
+        ({"threat": ()}, "the threat model is ..; it should be one"),
+        ({"validation": (torch.rand(7, 3), torch.zeros(7))}, "takes 2 features and got 3"),
+        ({"validation": (torch.rand(7, 2), torch.full((7,), 5))}, "the labels are between 5 and 5"),
+        ({"validation": from_tensors(*POINTS).select(torch.arange(0))}, "holds no examples"),
+        ({"validation": 0.1}, "the data are of type float"),
+        ({"data": torch.utils.data.TensorDataset(*POINTS)}, "the data are of type TensorDataset"),
+        ({"data": (POINTS[0], POINTS[1] + 1)}, "the labels are between 1 and 2"),
+        ({"loss": CrossEntropy(), "data": from_tensors(*POINTS), "validation": 5}, "given without a threat model"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_the_first_step(options, sentence):
+    seen = []
+    given = {"data": POINTS, "loss": PGDTraining(BALL, 1), "recipe": Recipe(epochs=1), **options}
+    with pytest.raises(UsageError, match=sentence):
+        train(_dense(), report=seen.append, **given)
+    assert not seen
+
+
+@pytest.mark.parametrize("loss", [PGDTraining(BALL, 1), TRADES(BALL, steps=1)], ids=["pgd", "trades"])
+def test_weights_that_are_so_large_that_answers_are_nan_have_diverged(loss):
+    # The weights themselves stay finite, and it is the attack that meets the answers first.
+    with pytest.raises(Diverged, match=r"became NaN in epoch 1 and no epoch was done; try a learning rate below 1e\+19"):
+        train(_dense(), POINTS, loss, Recipe(epochs=2, batch_size=20, lr=1e19, schedule="constant"))
+
+
 def test_without_an_adversary_nothing_is_watched(digits):
     trained = train(networks.build("mnist-mlp(width=8)"), digits, CrossEntropy(), Recipe(epochs=1))
     assert (trained.history, trained.epoch, trained.warning) == ((), None, None)
@@ -174,7 +217,7 @@ def test_losses_by_name():
     assert threats_of(named("multi", (BALL, Lp(2.0, 1.0)))) == (BALL, Lp(2.0, 1.0))
     with pytest.raises(UsageError, match=r"the defense trades needs a threat model to withstand, as in linf\(0\.3\)"):
         named("trades")
-    with pytest.raises(UsageError, match="2 threat models were given and the defense pgd takes one; multi takes several"):
+    with pytest.raises(UsageError, match="threat models were given: 2; the defense pgd takes one; multi takes several"):
         named("pgd", (BALL, BALL))
     with pytest.raises(UsageError, match=r"unknown defense .trade.; .* did you mean .trades."):
         named("trade", BALL)
@@ -289,8 +332,11 @@ def test_a_run_that_diverges_leaves_a_checkpoint(tmp_path, capsys, monkeypatch):
         (("--threat", "linf(0.1)"), "--threat was given without --defense"),
         (("--defense", "pgd"), "the defense pgd needs a threat model to withstand"),
         (("--defense", "pgd", "--threat", "linf(2)"), "so that no two inputs are further apart than 1; give a smaller radius"),
-        (("--defense", "pgd", "--threat", "linf(0.1)", "--threat", "l2(1)"), "2 threat models were given and the defense pgd"),
-        (("--defense", "multi", "--threat", "linf(0.1)"), "multi: threat is"),
+        (("--defense", "pgd", "--threat", "linf(0.1)", "--threat", "l2(1)"), "threat models were given: 2; the defense pgd"),
+        (("--defense", "multi", "--threat", "linf(0.1)"), "threat models were given: 1; the defense multi takes several"),
+        (("--validation", "50"), "examples to check on were given without a threat model"),
+        (("--device", "gpu"), "cannot use the device 'gpu'"),
+        (("--extra", "EXTRA"), "takes 784 features and got 64"),
         (("--validation", "0", "--defense", "pgd", "--threat", "linf(0.1)"), "0 of 600 examples would be held out"),
         (("--optimizer", "lion"), "unknown optimizer 'lion'"),
         (("--start", "nothing.safetensors"), "there is no file nothing.safetensors"),
@@ -298,6 +344,8 @@ def test_a_run_that_diverges_leaves_a_checkpoint(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):
+    np.savez(tmp_path / "extra.npz", x=np.zeros((9, 1, 8, 8), np.uint8), y=np.arange(9))
+    options = [str(tmp_path / "extra.npz") if option == "EXTRA" else option for option in options]
     given = ("train", "--model", "mnist-mlp(width=8)", *FEW, *options, "--out", tmp_path / "m.safetensors")
     code, out, err = run(*given, capsys=capsys)
     assert (code, out) == (2, "")
@@ -338,6 +386,33 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     done = subprocess.run(_command(tmp_path, "pgd", *options, processes=2), check=True, capture_output=True, text=True)
     assert done.stdout.count("epoch 2: of 60 held out") == 1
     assert checkpoint.load(tmp_path / "pgd.safetensors")[1]["loss"] == "pgd(steps=2) linf(0.1)"
+
+
+FROM_PYTHON = """
+import math, torch
+from torch import nn
+from advkit import Lp, processes
+from advkit.defenses import PGDTraining, train
+from advkit.train import Recipe
+
+x = torch.rand(203, 2, generator=torch.Generator().manual_seed(0))
+y = (x[:, 0] > x[:, 1]).long()
+torch.manual_seed(processes.group()[0])
+parts = [nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)]
+recipe = Recipe(epochs=3, batch_size=20, lr=0.05, average=0.9)
+trained = train(nn.Sequential(*parts), (x, y), PGDTraining(Lp(math.inf, 0.02), 2), recipe)
+print(sum(float(value.double().sum()) for value in trained.model.state_dict().values()), trained.history)
+"""
+
+
+@pytest.mark.slow
+def test_from_python_all_processes_end_with_the_same_network(tmp_path):
+    # Each begins with weights of its own, and with 183 examples the last batch leaves one for a process.
+    (tmp_path / "own.py").write_text(FROM_PYTHON)
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519", str(tmp_path / "own.py")]
+    done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+    assert len(set(done.stdout.splitlines())) == 1
+    assert done.stdout.count("Check(epoch=2") == 2
 
 
 @pytest.mark.slow

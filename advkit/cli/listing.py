@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Subparsers = Any
@@ -86,17 +86,48 @@ def _data() -> list[tuple[str, str]]:
     return list(DATA.items())
 
 
+def _certificates() -> list[tuple[str, str]]:
+    from advkit.defenses.certificates import CERTIFICATES
+
+    return _rows(CERTIFICATES)
+
+
 def _defenses() -> list[tuple[str, str]]:
     from advkit.defenses import DEFENSES
 
-    return [(_signature(name, make), (inspect.getdoc(make) or "").splitlines()[0]) for name, make in DEFENSES.items()]
+    return _rows(DEFENSES)
+
+
+def _detectors() -> list[tuple[str, str]]:
+    from advkit.defenses.detectors import DETECTORS
+
+    return _rows(DETECTORS)
+
+
+def _inference() -> list[tuple[str, str]]:
+    from advkit.defenses.inference import INFERENCE
+
+    return _rows(INFERENCE)
+
+
+def _rows(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The names of a table with their settings, and the first line of each docstring."""
+    return [(_signature(name, make), (inspect.getdoc(_made(make)) or "").splitlines()[0]) for name, make in table.items()]
+
+
+def _made(make: Any) -> Any:
+    """What an entry of a table makes, also where some settings are fixed."""
+    return getattr(make, "func", make)
 
 
 LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "attacks": _attacks,
     "benchmarks": _benchmarks,
+    "certificates": _certificates,
     "data": _data,
     "defenses": _defenses,
+    "detectors": _detectors,
+    "inference": _inference,
     "models": _models,
     "suites": _suites,
     "threats": _threats,

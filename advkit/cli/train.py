@@ -61,7 +61,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument("--lr", type=float, help="the highest learning rate")
     group.add_argument("--weight-decay", type=float, help="the share of a weight that a step of rate 1 takes away")
     group.add_argument("--optimizer", help="sgd or adam")
-    group.add_argument("--schedule", help="of the learning rate: triangle, cosine, steps or constant")
+    group.add_argument("--schedule", help="of the learning rate: triangle, cyclic, cosine, steps or constant")
     group.add_argument("--shift", type=int, help="move images by up to so many pixels, at random")
     group.add_argument("--clip", type=float, help="the greatest norm of a step's gradient")
     group.add_argument("--average", type=float, help="keep a moving average of the weights with this decay, as 0.995")
@@ -78,13 +78,12 @@ def _add_extra(group: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, save, and say how good it is on the test split."""
     from advkit import data as data_by_name
-    from advkit import models as models_by_name
     from advkit import spec
     from advkit.cli.given import recipe_of
     from advkit.data.dataset import check_seed
     from advkit.errors import UsageError
     from advkit.models import networks
-    from advkit.processes import device_of, group, together
+    from advkit.processes import group, together
 
     if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
         raise UsageError(f"--out is {arguments.out}; a checkpoint is a file that ends in .safetensors")
@@ -94,14 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     test = data_by_name.load(arguments.data, split="test")
     loss = _loss(arguments, _watched(arguments, data))
     model = _network(arguments, architecture, loss)
-    x, _ = data.batch(0, 8)
-    models_by_name.inspect(models_by_name.wrap(model), x, data.y, len(data.classes))
     recipe = recipe_of(arguments, len(data))
     job = _Job(arguments, architecture, data, recipe, loss, _extra(arguments))
-    device = models_by_name.find_device(device_of(arguments.device))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with together():
-        trained = job.train(model, device)
+        trained = job.train(model)
         if group()[0] == 0:
             job.finish(trained, test)
     return 0
@@ -129,7 +125,7 @@ class _Job:
         out: Path = self.arguments.out
         return out.with_name(out.name + ".partial")
 
-    def train(self, model: Any, device: Any) -> Trained:
+    def train(self, model: Any) -> Trained:
         """Train; a run that diverges leaves the last good weights in the checkpoint."""
         from advkit import defenses
         from advkit.cli.progress import training
@@ -147,7 +143,7 @@ class _Job:
                     threat=_watched(self.arguments, self.data),
                     validation=self.arguments.validation,
                     seed=self.arguments.seed,
-                    device=device,
+                    device=self.arguments.device,
                     partial=self.partial,
                     identity=" ".join([self.architecture, self.defense, self.arguments.start or ""]),
                     report=_reports(tell, self.arguments.log if group()[0] == 0 else None),
@@ -181,7 +177,7 @@ class _Job:
         }
         if self.seconds is not None:
             about["seconds"] = f"{self.seconds:.1f}"
-        checkpoint.save(self.arguments.out, model.cpu(), self.architecture, **about)
+        checkpoint.save(self.arguments.out, model, self.architecture, **about)
         self.partial.unlink(missing_ok=True)
 
     def finish(self, trained: Trained, test: Data) -> None:

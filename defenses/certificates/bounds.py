@@ -3,20 +3,22 @@
 Symbols: m are lower bounds of the margins z_y - z_j inside the ball, with shape (N, K - 1).
 
 Bounds are computed in float64, for a ball that holds all that ``Lp.allows`` accepts. The model answers in its own precision: a
-row counts only where m is greater than what rounding may do to its logits, 1e-5 of the greatest of them.
+row counts only where m is greater than what rounding may do to its logits: 1e-5 of the greatest of them, or ten times what it
+does at x, whichever is more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from advkit.defenses.certificates import ibp
 from advkit.defenses.certificates.crown import crown
-from advkit.defenses.certificates.layers import Network, trace
+from advkit.defenses.certificates.layers import Network, check_plain, trace
 from advkit.defenses.certificates.region import Region, check_ball
 from advkit.defenses.certificates.result import Certified
 from advkit.engine import check_device, check_inputs, frozen
@@ -27,6 +29,8 @@ from advkit.threat import Lp
 
 SLACK = 1e-5
 """What rounding in the model may do to a margin, as a share of 1 + the greatest logit."""
+SEEN = 10
+"""The same, as a multiple of what it does to the logits of x itself; the greater of the two counts."""
 _DTYPE = torch.float64
 
 Margins = Callable[[Network, Region, Tensor], Tensor]
@@ -61,8 +65,7 @@ class CROWN:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Lp, rng: torch.Generator) -> Certified:
         """What linear bounds make certain; nothing is drawn."""
-        tight = self.intermediate == "crown"
-        return certify(model, x, y, threat, lambda network, region, c: crown(network, region, c, tight=tight).least, 16)
+        return certify(model, x, y, threat, _quick_lines if self.intermediate == "ibp" else _lines, 16)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class AlphaCROWN:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Lp, rng: torch.Generator) -> Certified:
         """What linear bounds make certain; nothing is drawn."""
-        return certify(model, x, y, threat, lambda network, region, c: crown(network, region, c, steps=self.steps).least, 16)
+        return certify(model, x, y, threat, partial(_lines, steps=self.steps), 16)
 
 
 def certify(model: nn.Module, x: Tensor, y: Tensor, threat: Lp, margins: Margins, batch_size: int) -> Certified:
@@ -105,6 +108,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, threat: Lp, margins: Margins
     check_device(model, x)
     with torch.inference_mode(False), torch.no_grad(), frozen(model):
         network = trace(model, x, _DTYPE)
+        check_plain(model)
         batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
         parts = [_batch(model, network, x, y, threat, margins) for x, y in batches]
     bound, predicted, certified = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -115,12 +119,11 @@ def _batch(
     model: nn.Module, network: Network, x: Tensor, y: Tensor, threat: Lp, margins: Margins
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The least margin, the answer, and whether it is certain, each (N,)."""
-    z = checked(model, network, x)
-    check_outputs(z, y, Goal())
+    z, room = checked(model, network, x, y)
     region = Region.around(x, threat, _DTYPE)
     bound = margins(network, region, ibp.versus(y, z.shape[1], _DTYPE)).amin(1)
     predicted = z.argmax(1)
-    return bound, predicted, (bound > slack(z)) & (predicted == y)
+    return bound, predicted, (bound > room) & (predicted == y)
 
 
 def slack(z: Tensor) -> Tensor:
@@ -128,19 +131,33 @@ def slack(z: Tensor) -> Tensor:
     return SLACK * (1 + z.double().abs().amax(1))
 
 
-def checked(model: nn.Module, network: Network, x: Tensor) -> Tensor:
-    """The model's logits, (N, classes), compared with those of its graph.
+def checked(model: nn.Module, network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's logits, (N, classes), and what its rounding may take off a margin, (N,): more where it is seen to at x.
 
     Raises:
-        UsageError: They differ: something changes the model's values that its layers do not show, such as a hook.
+        UsageError: The logits are not those of the graph: the model computes something that its layers do not show. Or y are
+            not classes that it has, with shape (N,).
     """
-    z = answer(model, x)
-    off = (network(x.to(_DTYPE)) - z).abs().amax(1)
-    if bool((off > 100 * slack(z)).any()):
+    z, expected = answer(model, x), network(x.to(_DTYPE))
+    check_outputs(z, y, Goal())
+    if z.shape != expected.shape:
+        shapes = f"{tuple(z.shape)} and those of its layers {tuple(expected.shape)}"
+        raise UsageError(f"the model's logits have shape {shapes}; bounds need a model that computes what its layers say")
+    off, rounding = (expected - z).abs().amax(1), slack(z)
+    if bool((off > 100 * rounding).any()):
         what = f"the model's logits differ by up to {float(off.max()):.2g} from those of its layers"
-        raise UsageError(f"{what}; bounds need a model without hooks that change them")
-    return z
+        raise UsageError(f"{what}; bounds need a model that computes what its layers say")
+    return z, torch.maximum(rounding, SEEN * off)
 
 
 def _by_intervals(network: Network, region: Region, c: Tensor) -> Tensor:
     return ibp.margins(network, ibp.intervals(network, region.low, region.high), c)
+
+
+def _quick_lines(network: Network, region: Region, c: Tensor) -> Tensor:
+    return crown(network, region, c, tight=False).least
+
+
+def _lines(network: Network, region: Region, c: Tensor, steps: int = 0) -> Tensor:
+    # Tighter layers choose other slopes, which now and then are the worse ones.
+    return torch.maximum(crown(network, region, c, steps=steps).least, _quick_lines(network, region, c))

@@ -6,7 +6,6 @@ sign assumed for some of its ReLUs; the domains that are left cover all inputs f
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 from advkit import norms
 from advkit.attacks import APGD
 from advkit.defenses.certificates import ibp
-from advkit.defenses.certificates.bounds import IBP, slack
+from advkit.defenses.certificates.bounds import IBP, checked
 from advkit.defenses.certificates.condensed import (
     Box,
     Condensed,
     OutOfTime,
+    Overflow,
     Rows,
     adaptive,
     ascend,
@@ -187,14 +187,18 @@ class Search:
         self.deadline = time.monotonic() + settings.seconds
         self.proved, self.bound, self.domains = False, -math.inf, 0
         self.x_adv: Tensor | None = None
-        z = answer(model, x)
-        self.enough = float(slack(z))
-        with contextlib.suppress(OutOfTime):
+        z, room = checked(model, network, x, y)
+        self.enough = float(room)
+        try:
             left = self._root(network, z.shape[1], 0)
             if len(left.row) and self.x_adv is None:
                 self._note(left.bound)
                 left = self._root(network, z.shape[1], _ROOT_STEPS)
             self._run(left)
+        except OutOfTime:
+            pass
+        except Overflow:
+            self.bound = -math.inf
 
     def _root(self, network: Network, classes: int, steps: int) -> _Domains:
         """The domains of margins that bounds with ``steps`` of ascent leave open."""
@@ -224,6 +228,8 @@ class Search:
         # Twice what is enough: float32 may be a little above the float64 that decides.
         alpha, beta = ascend(self.quick, margins, quick, *start, steps, self.deadline, 2 * self.enough)
         found = least(self.net, self.margins.at(row), box, alpha.to(_DTYPE), beta.to(_DTYPE))
+        if bool(found.bound.isnan().any()):
+            raise Overflow
         self.domains += len(row)
         self._try(found.x)
         return _Domains(row, *box, found.alpha, found.beta, found.bound, found.gap, found.rise)
@@ -318,6 +324,8 @@ def solve(net: Condensed, row: Rows, sign: Tensor, seconds: float) -> tuple[floa
     a, b = -sign.unsqueeze(1) * slope, sign * shift + _FEASIBLE
     low, high = (net.centre - net.reach).cpu().numpy(), (net.centre + net.reach).cpu().numpy()
     given = (p.cpu().numpy(), a.cpu().numpy(), b.cpu().numpy())
+    if not all(np.isfinite(part).all() for part in given):
+        return -math.inf, None
     found = linprog(*given, bounds=np.stack([low, high], 1), method="highs", options={"time_limit": seconds})
     if found.status == 2:
         return math.inf, None

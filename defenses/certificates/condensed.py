@@ -33,6 +33,10 @@ class OutOfTime(Exception):
     """Raised where the deadline passes; whoever set it catches it."""
 
 
+class Overflow(Exception):
+    """Raised where a number of the network is not finite, so that nothing can be said of it."""
+
+
 class Rows(NamedTuple):
     """Linear functions p x + q h + r, with shapes (*, n), (*, U) and (*,)."""
 
@@ -238,6 +242,7 @@ def condense(network: Network, region: Region, steps: int, deadline: float) -> t
 
     Raises:
         OutOfTime: The deadline, by ``time.monotonic``, has passed.
+        Overflow: A coefficient or a bound is not finite.
     """
     low, high = region.low.flatten(), region.high.flatten()
     n, none = len(low), low[:0]
@@ -266,7 +271,13 @@ def _padded(value: Tensor, rows: int) -> Tensor:
 
 def _rows(value: Tensor, n: int, u: int) -> Rows:
     flat = _padded(value, 1 + n + u).flatten(1)
+    _check_finite(flat)
     return Rows(flat[1 : n + 1].T, flat[n + 1 :].T, flat[0])
+
+
+def _check_finite(numbers: Tensor) -> None:
+    if not bool(numbers.isfinite().all()):
+        raise Overflow
 
 
 def _linear(layer: Layer | None, given: list[Tensor]) -> Tensor:
@@ -279,6 +290,7 @@ def _bend(net: Condensed, value: Tensor, n: int, steps: int, deadline: float) ->
     """The network with the open ReLUs of one more layer, and what comes out of that layer."""
     rows = _rows(value, n, len(net.c))
     low, high = _interval(net, rows)
+    _check_finite(high - low)
     # The costly bounds only where the cheap ones leave the sign open.
     for each in sorted({0, steps}) if len(net.c) else ():
         chosen = ((low < 0) & (high > 0)).nonzero().squeeze(1)

@@ -193,8 +193,10 @@ def _tightened(network: Network, region: Region, i: int, interval: Interval, fou
         c = torch.zeros(*chosen.shape, low.shape[1], dtype=low.dtype, device=low.device)
         c = c.scatter_(2, chosen.unsqueeze(2), 1.0).view(*chosen.shape, *node.shape)
         ends = [region.least(a) + b for a, b in (backward(network, i, sign * c, found) for sign in (1.0, -1.0))]
-        low = low.scatter(1, chosen, torch.maximum(low.gather(1, chosen), ends[0]))
-        high = high.scatter(1, chosen, torch.minimum(high.gather(1, chosen), -ends[1]))
+        # What fills a list stays as it is: an example's bounds do not depend on the others.
+        own, l, u = (end.gather(1, chosen) for end in (bent, low, high))
+        low = low.scatter(1, chosen, torch.where(own, torch.maximum(l, ends[0]), l))
+        high = high.scatter(1, chosen, torch.where(own, torch.minimum(u, -ends[1]), u))
     return low.view_as(interval[0]), high.view_as(interval[1])
 
 

@@ -249,6 +249,10 @@ class _Reader:
         self.nodes.append(Node("input", None, (), tuple(x.shape[1:])))
         needed = _needed(graph)
         for node in graph.nodes:
+            if self._overwrites(node) and not self._owned(node.all_input_nodes[0]):
+                raise UsageError(
+                    f"the layer {_name(node)!r} changes in place a value that is used elsewhere; bounds need one that does not"
+                )
             if node.op == "placeholder":
                 self.number[node] = 0
             elif node in needed and node.op != "output":
@@ -256,25 +260,45 @@ class _Reader:
         return Network(tuple(self.nodes))
 
     def _add(self, node: fx.Node, x: Tensor) -> None:
-        inputs = tuple(self.number[given] for given in _values(node))
+        inputs, name = tuple(self.number[given] for given in _values(node)), _name(node)
+        if not inputs:
+            raise UsageError(f"the model uses {name!r}, numbers of its own that no layer holds; {_ALLOWED}")
         shapes = [self.nodes[i].shape for i in inputs]
-        name = str(node.target).removeprefix("0.") if node.op == "call_module" else node.name
         try:
-            layer = self._layer(node, shapes[0])
+            layer = self._layer(node, shapes)
             layer = layer.to(self.dtype) if isinstance(layer, Affine) and self.dtype is not None else layer
             dtype = layer.weight.dtype if isinstance(layer, Affine) and layer.weight is not None else torch.float32
             with torch.no_grad():
                 value = layer(*(torch.zeros(1, *shape, dtype=dtype, device=x.device) for shape in shapes))
         except UsageError as error:
             raise UsageError(f"the layer {name or 'model'!r} {error}") from None
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the layer {name!r} cannot take values of shape {shapes[0]} ({first_line(error)}); give inputs that fit"
             ) from error
         self.number[node] = len(self.nodes)
         self.nodes.append(Node(name, layer, inputs, tuple(value.shape[1:])))
 
-    def _layer(self, node: fx.Node, shape: Shape) -> Layer:
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether a node changes the value that it takes."""
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            return bool(getattr(module, "inplace", False)) and not isinstance(module, _DROPOUTS)
+        name = str(getattr(node.target, "__name__", node.target))
+        told = name.endswith("_") or node.target in _INPLACE or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+        return told and node.op.startswith("call_") and bool(node.all_input_nodes)
+
+    def _owned(self, node: fx.Node) -> bool:
+        """Whether a node's value, and what it may be a view of, has one use only."""
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        fresh = node.target in _FRESH if module is None else type(module) in _MODULES and not isinstance(module, _VIEWS)
+        users = [user for user in node.users if user.target != "size" and user.target is not getattr]
+        if len(users) != 1 or node.op == "placeholder":
+            return False
+        return (fresh and not self._overwrites(node)) or self._owned(node.all_input_nodes[0])
+
+    def _layer(self, node: fx.Node, shapes: list[Shape]) -> Layer:
+        shape = shapes[0]
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             if type(module) not in _MODULES:
@@ -282,6 +306,8 @@ class _Reader:
             if isinstance(module, _NORMS):
                 return _batch_norm(module, shape, self.statistics.get(str(node.target).removeprefix("0.")))
             return _MODULES[type(module)](module, shape)
+        if len(set(shapes)) > 1:
+            raise UsageError(f"adds values of the shapes {' and '.join(map(str, shapes))}; bounds know sums of one shape")
         if node.target not in _FUNCTIONS:
             raise UsageError(f"calls {getattr(node.target, '__name__', node.target)}, which has no bounds; {_ALLOWED}")
         return _FUNCTIONS[node.target](node, shape)
@@ -294,10 +320,26 @@ def _values(node: fx.Node) -> list[fx.Node]:
     return list(node.all_input_nodes[:1])
 
 
+def _name(node: fx.Node) -> str:
+    """What the model calls a layer."""
+    return str(node.target).removeprefix("0.") if node.op == "call_module" else node.name
+
+
+def _logits(given: Any) -> fx.Node:
+    """The node of the logits in what a model returns, as ``oracle.logits_of`` finds them."""
+    if isinstance(given, dict) and "logits" in given:
+        return _logits(given["logits"])
+    if isinstance(given, tuple | list) and given:
+        return _logits(given[0])
+    if isinstance(given, fx.Node):
+        return given
+    raise UsageError(f"the model returns a {type(given).__name__} in which bounds find no logits; it should return its logits")
+
+
 def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the output depends on."""
+    """The nodes that the logits depend on."""
     found: set[fx.Node] = set()
-    queue = [node for node in graph.nodes if node.op == "output"]
+    queue = [_logits(node.args[0]) for node in graph.nodes if node.op == "output"]
     while queue:
         node = queue.pop()
         found.add(node)
@@ -305,11 +347,33 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model of which a module does something that its settings do not show.
+
+    Raises:
+        UsageError: A module has a hook or a method ``forward`` of its own, or stays in training mode.
+    """
+    for name, part in model.named_modules():
+        who = f"the layer {name!r}" if name else "the model"
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise UsageError(
+                f"{who} has a hook, or a forward of its own, which may do anything; bounds need a model without hooks"
+            )
+        if part.training:
+            raise UsageError(f"{who} stays in training mode; bounds need a model that eval() puts in evaluation mode")
+
+
 def _linear(module: nn.Linear, shape: Shape) -> Affine:
     return Affine(lambda v, w: v @ w.T, lambda a, w, _shape: a @ w, module.weight, module.bias)
 
 
+def _check_image(shape: Shape) -> None:
+    if len(shape) != 3:
+        raise UsageError(f"takes images and gets values of shape {shape}; give it (C, H, W)")
+
+
 def _conv(module: nn.Conv2d, shape: Shape) -> Affine:
+    _check_image(shape)
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise UsageError(f"has padding {module.padding!r} of {module.padding_mode}; bounds know a number of zeros")
     settings: dict[str, Any] = {
@@ -347,8 +411,11 @@ def _normalize(module: Normalize, shape: Shape) -> Affine:
     return _scale(1.0 / module.std, -module.mean / module.std, shape)
 
 
-def _fixed(function: Callable[[Tensor], Tensor]) -> Affine:
-    """A linear function whose coefficients are not negative."""
+def _fixed(function: Callable[[Tensor], Tensor], shape: Shape) -> Affine:
+    """The means of windows: a linear function whose coefficients are not negative."""
+    _check_image(shape)
+    if bool((function(torch.ones(1, *shape)) < 0).any()):
+        raise UsageError("divides by a number less than 0; bounds know means")
 
     def transposed(a: Tensor, _w: None, shape: Shape) -> Tensor:
         return torch.func.vjp(function, a.new_zeros(len(a), *shape))[1](a)[0]
@@ -356,9 +423,9 @@ def _fixed(function: Callable[[Tensor], Tensor]) -> Affine:
     return Affine(lambda v, _w: function(v), transposed)
 
 
-def _flatten(start_dim: int = 0, end_dim: int = -1) -> Affine:
+def _flatten(start_dim: int = 0, end_dim: int = -1, *, shape: Shape) -> Affine:
     if (start_dim, end_dim) != (1, -1):
-        raise UsageError(f"flattens dimensions {start_dim} to {end_dim}; bounds know 1 to -1, all of a row")
+        raise UsageError(f"flattens dimensions {start_dim} to {end_dim} of {shape}; bounds know 1 to -1, all of a row")
     return Affine(lambda v, _w: v.flatten(1), lambda a, _w, shape: a.reshape(len(a), *shape), mixes=False)
 
 
@@ -377,7 +444,10 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    shape: Shape,
 ) -> MaxPool:
+    _check_image(shape)
     if _pair(dilation) != (1, 1) or ceil_mode or return_indices:
         raise UsageError("is a maximum with dilation, ceil_mode or return_indices; bounds know it without them")
     return MaxPool(_pair(kernel_size), _pair(stride or kernel_size), _pair(padding))
@@ -388,24 +458,29 @@ def _viewed(node: fx.Node, shape: Shape) -> Affine:
     sizes = node.args[1:]
     if len(sizes) != 2 or sizes[1] not in (-1, math.prod(shape)):
         raise UsageError(f"reshapes values of shape {shape} to {sizes}; bounds know (N, {math.prod(shape)}), or nn.Flatten()")
-    return _flatten(1, -1)
+    return _flatten(1, -1, shape=shape)
 
 
 def _with(make: Callable[..., Layer]) -> Callable[[fx.Node, Shape], Layer]:
     """A layer from the settings that a node gives its function."""
 
-    def from_node(node: fx.Node, _shape: Shape) -> Layer:
-        given: tuple[Any, ...] = node.args[1:]
-        named: dict[str, Any] = dict(node.kwargs)
-        return make(*given, **named)
+    def from_node(node: fx.Node, shape: Shape) -> Layer:
+        given, named = _settings(node)
+        return make(*given, **named, shape=shape)
 
     return from_node
 
 
+def _settings(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a node gives its function beside the value."""
+    return node.args[1:], {name: value for name, value in node.kwargs.items() if name != "input"}
+
+
 def _rest(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """The function that a node calls, with all but its first argument."""
+    """The function that a node calls, with its settings."""
     function: Any = node.target
-    return lambda v: function(v, *node.args[1:], **node.kwargs)
+    given, named = _settings(node)
+    return lambda v: function(v, *given, **named)
 
 
 def _add(node: fx.Node, _shape: Shape) -> Add:
@@ -421,10 +496,12 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Shape], Layer]] = {
     nn.BatchNorm2d: _batch_norm,
     Normalize: _normalize,
     nn.ReLU: lambda _module, _shape: ReLU(),
-    nn.MaxPool2d: lambda m, _shape: _max_pool(m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices),
-    nn.AvgPool2d: lambda m, _shape: _fixed(m),
-    nn.AdaptiveAvgPool2d: lambda m, _shape: _fixed(m),
-    nn.Flatten: lambda m, _shape: _flatten(m.start_dim, m.end_dim),
+    nn.MaxPool2d: lambda m, shape: _max_pool(
+        m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices, shape=shape
+    ),
+    nn.AvgPool2d: _fixed,
+    nn.AdaptiveAvgPool2d: _fixed,
+    nn.Flatten: lambda m, shape: _flatten(m.start_dim, m.end_dim, shape=shape),
     nn.Dropout: _identity,
     nn.Dropout2d: _identity,
     nn.Identity: _identity,
@@ -437,5 +514,9 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node, Shape], Layer]] = {
     **dict.fromkeys((torch.flatten, "flatten"), _with(_flatten)),
     **dict.fromkeys(("view", "reshape"), _viewed),
     F.max_pool2d: _with(_max_pool),
-    **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d), lambda node, _shape: _fixed(_rest(node))),
+    **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d), lambda node, shape: _fixed(_rest(node), shape)),
 }
+_DROPOUTS = nn.Dropout | nn.Dropout2d
+_VIEWS = _DROPOUTS | nn.Flatten | nn.Identity
+_FRESH = (operator.add, torch.add, "add", F.relu, torch.relu, "relu", F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+_INPLACE = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"))

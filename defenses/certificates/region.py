@@ -42,12 +42,14 @@ class Region:
             UsageError: The threat model is not a ball of l_inf, l_2 or l_1 with a radius.
         """
         check_ball(threat)
-        # An entry of x + d is rounded by half a unit in its last place, as Lp.allows allows.
+        # Lp.allows adds to the radius half a unit in the last place of each entry of x + d; one entry may use it all.
         half = torch.finfo(x.dtype).eps / 2 * (x.abs() + threat.eps)
-        dtype, most = dtype or x.dtype, threat.eps * (1 + 1e-6)
-        eps = most + norms.lp_norm(half, threat.p).unsqueeze(1).to(dtype)
-        x, room = x.to(dtype), most + half.to(dtype)
-        return cls(x, threat.p, eps, (x - room).clamp(min=threat.low), (x + room).clamp(max=threat.high))
+        eps = threat.eps * (1 + 1e-6) + norms.lp_norm(half, threat.p).unsqueeze(1).to(dtype or x.dtype)
+        # In the data's own type: 0.9 as a float32 may be greater than 0.9.
+        low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()
+        x = x.to(eps.dtype)
+        room = eps.view(-1, *(1,) * (x.ndim - 1))
+        return cls(x, threat.p, eps, (x - room).clamp(min=low), (x + room).clamp(max=high))
 
     def least(self, a: Tensor) -> Tensor:
         """The least of A z in the region, or a little less, with shape (N, K).
@@ -84,5 +86,5 @@ def check_ball(threat: Lp | Change) -> None:
     if not isinstance(threat, Lp) or threat.p == 0:
         name = norms.norm_name(threat.p) if isinstance(threat, Lp) else type(threat).__name__
         raise UsageError(f"the threat model is {name}; bounds serve l_inf, l_2 and l_1")
-    if threat.eps == math.inf:
-        raise UsageError("the threat model has no radius; bounds need one, as in linf(0.1)")
+    if threat.eps > torch.finfo(torch.float32).max:
+        raise UsageError("the threat model has no radius that a float32 can hold; bounds need one, as in linf(0.1)")

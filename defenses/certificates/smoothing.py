@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advkit.defenses.certificates.region import Region
+from advkit.defenses.certificates.region import Region, check_ball
 from advkit.defenses.certificates.result import Certified
-from advkit.engine import frozen
+from advkit.engine import check_device, check_inputs, frozen
 from advkit.errors import ModelError, UsageError
 from advkit.fast import fast
-from advkit.oracle import Model, answer, logits_of
+from advkit.oracle import Goal, Model, answer, check_outputs, logits_of
 from advkit.spec import check_positive, check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
@@ -90,8 +90,14 @@ class Smoothing:
         entries; so these are served too, l_inf at small radii only.
 
         Raises:
-            UsageError: The threat model is not a ball of l_2, l_1 or l_inf with a radius, or the answers are not logits.
+            UsageError: The inputs or labels are not of this form, the threat model is not a ball of l_2, l_1 or l_inf with a
+                radius, or the answers are not logits.
         """
+        check_ball(threat)
+        check_inputs(x, y, threat)
+        check_device(model, x)
+        with torch.no_grad(), frozen(model):
+            check_outputs(answer(model, x[:1]), y, Goal())
         eps = Region.around(x, threat, torch.float64).eps.squeeze(1).cpu()
         found = self.certify(model, x, rng)
         radius = found.radius / x[0].numel() ** max(0.0, 0.5 - 1 / threat.p)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advkit.adaptive import Adaptive, Straight, straighten
 from advkit.combine import Expect, Wrapper
 from advkit.engine import Attack
-from advkit.errors import UsageError
+from advkit.errors import ModelError
 from advkit.oracle import Access
 from advkit.streams import Streams
 
@@ -92,10 +92,10 @@ class Filter(Random):
         """t(x), with the shape that t gives it.
 
         Raises:
-            UsageError: x is not a batch of images.
+            ModelError: x is not a batch of images.
         """
         if x.ndim != 4:
-            raise UsageError(f"the defense changes images (N, C, H, W); the inputs have shape {tuple(x.shape)}")
+            raise ModelError(f"the defense changes images (N, C, H, W); the inputs have shape {tuple(x.shape)}")
         keys = self.dice.throw(x).keys
         exact, guide = self.change.exact, self.change.guide
         if not self.guided or guide is None:

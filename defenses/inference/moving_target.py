@@ -16,7 +16,7 @@ from advkit.defenses.inference.jpeg import JPEG
 from advkit.defenses.inference.median import Median
 from advkit.defenses.inference.resize_pad import ResizePad
 from advkit.engine import Attack
-from advkit.errors import UsageError
+from advkit.errors import ModelError, UsageError
 from advkit.oracle import logits_of
 
 
@@ -72,10 +72,19 @@ class Moving(Random):
         self.members = nn.ModuleList(m if isinstance(m, nn.Module) else _Called(m) for m in members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits of a random member for each row, with shape (N, K)."""
+        """The logits of a random member for each row, with shape (N, K).
+
+        Raises:
+            ModelError: Two members answer with different numbers of classes.
+        """
         choice = self.dice.throw(x).integers(len(self.members))
         rows = [(choice == i).nonzero().squeeze(1) for i in range(len(self.members))]
         said = [logits_of(member(x[who])) for member, who in zip(self.members, rows, strict=True) if len(who)]
+        shapes = sorted({tuple(z.shape[1:]) for z in said})
+        if len(shapes) > 1:
+            raise ModelError(
+                f"the networks of a moving target answer with the shapes {shapes}; they should have the same classes"
+            )
         return torch.cat(said)[torch.cat(rows).argsort()]
 
     def adaptive(self, attack: Attack) -> Attack:
