@@ -20,7 +20,7 @@ from advkit.errors import UsageError
 from advkit.models import checkpoint
 from advkit.oracle import logits_of
 from advkit.recipe import SCHEDULES, Recipe
-from advkit.spec import check_whole
+from advkit.spec import check_between, check_whole
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Check:
         check_whole("check: of", self.of, 1)
         for name in ("clean", "robust", "one_step"):
             share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise UsageError(f"check: {name} is {share}; it should be a share, between 0 and 1")
+            if share is not None:
+                check_between(f"check: {name}", share)
 
 
 def kept(history: Sequence[Check]) -> Check | None:

@@ -237,6 +237,12 @@ MOST = 2**53
 """The greatest whole number that is accepted: beyond it floats no longer tell one from the next."""
 
 
+def check_between(where: str, value: float) -> None:
+    """Refuse a number that is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"{where} is {value}; it should be between 0 and 1")
+
+
 def check_share(where: str, value: float) -> None:
     """Refuse a number that is not at least 0 and less than 1."""
     if not 0 <= value < 1:

@@ -5,10 +5,11 @@ The rows come first: one for each detector and example. Every number is computed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,15 @@ from advkit import models as models_by_name
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.evaluate import examples_of
-from advkit.benchmarks.folder import Row, damaged, read_json, replace
+from advkit.benchmarks.folder import Row, append, damaged, locked, read_json, read_rows, replace, resumable
 from advkit.benchmarks.plan import ENTRIES_A_BATCH, attack_name, dtype_of, parse_threat, threat_name
 from advkit.benchmarks.statistics import Estimate, Rate, rate
 from advkit.data import Data
-from advkit.data.dataset import check_seed
-from advkit.defenses.detectors import DETECTORS, UNNOTICED, Detector, Evade, Rejecting
+from advkit.data.dataset import check_seed, stratified
+from advkit.defenses.detectors import DETECTORS, UNNOTICED, Detector, Evade, Rejecting, Selective
 from advkit.engine import Attack, check_serves, frozen, perturb
 from advkit.engine import run as attack_run
-from advkit.errors import UsageError, first_line
+from advkit.errors import UsageError
 from advkit.models import Model
 from advkit.oracle import answer
 from advkit.streams import Streams
@@ -42,23 +43,41 @@ if TYPE_CHECKING:
 ATTACK = "pgd(steps=40)"
 """The attack on the classifier alone, where none is named."""
 
-ADAPTIVE = 'apgd(steps=100, loss="margin")'
+ADAPTIVE = "selective(steps=100)"
 """The attack on classifier and detector together, where none is named."""
 
-SCALES = (0.1, 0.01, 0.001)
-"""How much a rejection weighs beside a class, a try each. With 1, the step from the middle of the clean scores to the threshold
-weighs as much as the greatest logit's lead does; scores of adversarial examples lie many such steps further."""
+KNOWING: spec.Table = {**ATTACKS, "selective": Selective}
+"""The attacks that may be adaptive ones."""
 
 FIT_LIMIT = 5000
-"""From how many clean examples a detector learns, where that is not said."""
+"""How many clean examples are there to learn from, where that is not said."""
+
+HELD = 0.2
+"""The share of them that no detector learns from: the threshold is set on these."""
+
+COLUMNS = {
+    "detector": str,
+    "threshold": float,
+    "index": int,
+    "label": int,
+    "correct": bool,
+    "clean": float,
+    "fooled": bool,
+    "naive": float | None,
+    "naive_detected": bool | None,
+    "adaptive": float | None,
+    "adaptive_detected": bool | None,
+}
+"""What a row holds."""
 
 
 def auc(clean: Sequence[float], adversarial: Sequence[float], confidence: float = 0.95) -> Estimate:
     """The area under the ROC curve: how often an adversarial example has the greater score; of equal ones, half count.
 
-    The interval is that of E. R. DeLong, D. M. DeLong and D. L. Clarke-Pearson, 1988, "Comparing the areas under two or more
-    correlated receiver operating characteristic curves", https://doi.org/10.2307/2531595, cut at 0 and 1. Where the scores do
-    not overlap it has width 0, however few they are.
+    The interval is method 5 of Newcombe, 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney
+    statistic. Part 2: asymptotic methods and evaluation", https://doi.org/10.1002/sim.2324: the areas A with
+    (A - U / (n m))^2 <= z^2 A (1 - A) (1 + k (1 - A) / (2 - A) + k A / (1 + A)) / (n m), where k = (n + m) / 2 - 1. Unlike
+    DeLong's it has a width also where the scores do not overlap, and for a single one.
 
     Arguments:
         clean: The scores of clean examples.
@@ -66,25 +85,29 @@ def auc(clean: Sequence[float], adversarial: Sequence[float], confidence: float 
         confidence: How often such an interval holds the true area, nearly.
 
     Raises:
-        UsageError: One of them is empty.
+        UsageError: One of them is empty or holds NaN.
 
     >>> print(auc([1, 2, 3], [2, 4]))
-    0.75 [0.1842, 1]
+    0.75 [0.2601, 0.96]
     """
     import numpy as np
+    from scipy.optimize import brentq
     from scipy.stats import norm, rankdata
 
     if not len(clean) or not len(adversarial):
         raise UsageError(f"there are {len(clean)} clean and {len(adversarial)} adversarial scores; an area needs one of each")
     n, m = len(clean), len(adversarial)
-    ranks = rankdata(np.concatenate([clean, adversarial]))
-    # How many of the clean scores each adversarial one exceeds, and the other way round, as shares.
-    over = (ranks[n:] - rankdata(adversarial)) / n
-    under = 1 - (ranks[:n] - rankdata(clean)) / m
-    area = float(over.mean())
-    variance = sum(float(part.var(ddof=1)) / len(part) for part in (over, under) if len(part) > 1)
-    half = float(norm.isf((1 - confidence) / 2)) * math.sqrt(variance)
-    return Estimate(area, max(0.0, area - half), min(1.0, area + half))
+    if np.isnan([*clean, *adversarial]).any():
+        raise UsageError("a score is NaN; scores should be numbers")
+    area = float(rankdata([*clean, *adversarial])[n:].sum() - m * (m + 1) / 2) / (n * m)
+    z, k = float(norm.isf((1 - confidence) / 2)), (n + m) / 2 - 1
+
+    def outside(a: float) -> float:
+        return (a - area) ** 2 - z**2 * a * (1 - a) * (1 + k * (1 - a) / (2 - a) + k * a / (1 + a)) / (n * m)
+
+    # The area itself is inside, also where, at 0 and 1, it is a second root.
+    low = float(brentq(outside, 0, area - 1e-12)) if area > 0 else 0.0
+    return Estimate(area, low, float(brentq(outside, area + 1e-12, 1)) if area < 1 else 1.0)
 
 
 def roc(clean: Sequence[float], adversarial: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +119,8 @@ def roc(clean: Sequence[float], adversarial: Sequence[float]) -> tuple[np.ndarra
     import numpy as np
 
     thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([clean, adversarial]))[::-1]])
-    shares = ((np.asarray(scores)[:, None] >= thresholds).mean(0) for scores in (clean, adversarial))
-    return next(shares), next(shares)
+    fpr, tpr = (1 - np.searchsorted(np.sort(scores), thresholds) / len(scores) for scores in (clean, adversarial))
+    return fpr, tpr
 
 
 def threshold_at(clean: Sequence[float], fpr: float) -> float:
@@ -121,7 +144,7 @@ class Found:
     Attributes:
         detector: Its name.
         threshold: The score above which an input is rejected.
-        fpr: The share of clean inputs that are rejected.
+        fpr: The share of clean inputs that are rejected: those that are evaluated, none of which set the threshold.
         accuracy: The share of clean inputs that are answered, and rightly.
         auc_naive: The area under the ROC curve against the attack that does not know of it; None where nothing fooled.
         auc_adaptive: The area against the one that does.
@@ -155,10 +178,10 @@ class Detection:
 
     Attributes:
         run: What was run: model, data, attack, threat, fpr, detectors and seed.
-        rows: A row a detector and example: ``detector``, ``index``, ``label``, ``correct`` (whether the classifier is right
-            about the clean input), ``clean`` (its score), ``fooled`` (whether the naive attack makes the classifier wrong),
-            ``naive`` (the score of that example; None without), ``naive_detected``, ``adaptive`` (the least score of an example
-            that makes the classifier wrong, over both attacks; None without), ``adaptive_detected``.
+        rows: A row a detector and example: ``detector``, ``threshold``, ``index``, ``label``, ``correct`` (whether the
+            classifier is right about the clean input), ``clean`` (its score), ``fooled`` (whether the naive attack makes the
+            classifier wrong), ``naive`` (the score of that example; None without), ``naive_detected``, ``adaptive`` (the least
+            score of an example that makes the classifier wrong, over both attacks; None without), ``adaptive_detected``.
         notes: What was announced.
     """
 
@@ -172,7 +195,7 @@ class Detection:
 
     def found(self) -> list[Found]:
         """What each detector is worth."""
-        return [_found(name, self.of(name), self.run["fpr"]) for name in self.run["detectors"]]
+        return [_found(name, self.of(name)) for name in self.run["detectors"]]
 
     def undefended(self) -> tuple[Rate, Rate]:
         """The clean and the robust accuracy of the classifier alone, under the naive attack."""
@@ -213,9 +236,8 @@ def _scores(rows: Sequence[Row], kind: str) -> list[float]:
     return [row[kind] for row in rows if row[kind] is not None]
 
 
-def _found(name: str, rows: list[Row], fpr: float) -> Found:
-    clean = _scores(rows, "clean")
-    threshold = threshold_at(clean, fpr)
+def _found(name: str, rows: list[Row]) -> Found:
+    clean, threshold = _scores(rows, "clean"), rows[0]["threshold"]
     answered = [row["correct"] and row["clean"] <= threshold for row in rows]
 
     def count(kind: str) -> tuple[Estimate | None, Rate, Rate]:
@@ -269,10 +291,11 @@ def detect(
         attack: The naive attack, or its spec: on the classifier alone.
         adaptive: The adaptive attack, or its spec: on the classifier and a detector together. What the naive attack finds
             counts for it as well.
-        fpr: The share of clean inputs that may be rejected; it sets the threshold.
-        fit: The clean examples that the detectors learn from, in the same forms; by default, the split ``train`` of the data.
+        fpr: The share of clean inputs that may be rejected. It sets the threshold, on the fifth of the examples of ``fit`` from
+            which no detector learns.
+        fit: The clean examples that there are to learn from, in the same forms; by default, the split ``train`` of the data.
         limit: At most how many examples are attacked, with the classes in proportion; by default, all.
-        fit_limit: At most how many are learned from; None for all.
+        fit_limit: At most how many of these; None for all.
         split: Which part of a data set that is named is attacked.
         batch_size: Examples at a time.
         device: Where to run.
@@ -294,9 +317,10 @@ def detect(
     examples = examples_of(data, split, limit, seed)
     if not len(examples):
         raise UsageError(f"{examples.name} holds no examples; there should be at least one")
-    clean = _clean(fit, data, examples, seed).limited(fit_limit, seed)
+    clean = _clean(fit, data, examples, fit_limit, seed)
     ball = parse_threat(threat, examples)
-    naive, knowing = (spec.parse(one, ATTACKS, "attack") if isinstance(one, str) else one for one in (attack, adaptive))
+    given = ((attack, ATTACKS), (adaptive, KNOWING))
+    naive, knowing = (spec.parse(one, table, "attack") if isinstance(one, str) else one for one, table in given)
     for one in (naive, knowing):
         check_serves(one, ball)
     if ball.eps == math.inf:
@@ -315,7 +339,7 @@ def _named(detectors: str | Detector | Sequence[str | Detector]) -> dict[str, De
     listed = detectors if isinstance(detectors, list | tuple) else [detectors]
     built: list[Any] = [spec.parse(one, DETECTORS, "detector") if isinstance(one, str) else one for one in listed]
     for one in built:
-        if not hasattr(one, "fit"):
+        if isinstance(one, type) or not hasattr(one, "fit"):
             raise UsageError(f"the detector is {one!r}; it should be a detector or a spec: {', '.join(DETECTORS)}")
     named = {spec.show(one, DETECTORS) if type(one) in DETECTORS.values() else repr(one): one for one in built}
     if not named or len(named) < len(built):
@@ -323,17 +347,38 @@ def _named(detectors: str | Detector | Sequence[str | Detector]) -> dict[str, De
     return named
 
 
-def _clean(fit: Any, data: Any, examples: Data, seed: int) -> Data:
-    """The examples to learn from, none of which is attacked."""
+def _knowing_name(attack: Attack) -> str:
+    try:
+        return spec.show(attack, KNOWING)
+    except UsageError:
+        return attack_name(attack)
+
+
+def _clean(fit: Any, data: Any, examples: Data, limit: int | None, seed: int) -> Data:
+    """The examples to learn from, none of which is attacked, and which are of the same form."""
     if fit is None and not isinstance(data, str):
         raise UsageError("the data are examples and not a name, so they have no split train; give clean examples as fit")
     clean = examples_of(data if fit is None else fit, "train", None, seed)
+    if len(clean) < 2 or limit == 1:
+        given = f"{min(len(clean), limit or len(clean))} examples of {clean.name} to learn from"
+        raise UsageError(f"there are {given}; there should be at least two, one of them for the threshold")
     there = examples.index[examples.index <= int(clean.index.max())]
     if len(there) and clean.fingerprint(there) == examples.fingerprint(there):
         raise UsageError(
             f"{clean.name} gives the same examples to learn from as to attack; name others to learn from (--fit, fit)"
         )
-    return clean
+    forms = [(tuple(one.batch(0, 1)[0].shape[1:]), one.low, one.high) for one in (clean, examples)]
+    if forms[0] != forms[1]:
+        own, other = (f"of shape {shape} in [{low:g}, {high:g}]" for shape, low, high in forms)
+        raise UsageError(f"the inputs to learn from are {own} and those to attack {other}; they should be of one form")
+    return clean.limited(limit, seed)
+
+
+def _parted(clean: Data, seed: int) -> tuple[Data, Data]:
+    """The examples to learn from, and those to set the threshold on, both with the classes in proportion."""
+    held = torch.zeros(len(clean), dtype=torch.bool)
+    held[stratified(clean.y, max(1, int(HELD * len(clean))), seed)] = True
+    return clean.select((~held).nonzero().squeeze(1)), clean.select(held.nonzero().squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -344,7 +389,7 @@ class _Naive:
         correct: With shape (N,) and dtype bool.
         fooled: With shape (N,) and dtype bool.
         x_adv: With shape (N, *); x where nothing fools.
-        gap: By how much the greatest logit of a clean input exceeds the next, in the mean.
+        gap: By how much the greatest logit of a clean input exceeds the next, in the mean over those where it does; or else 1.
     """
 
     correct: Tensor
@@ -377,7 +422,7 @@ class _Work:
             "data": {"name": self.data.name, "digest": self.data.digest(), "examples": len(self.data)},
             "fit": {"name": self.clean.name, "digest": self.clean.digest(), "examples": len(self.clean)},
             "attack": attack_name(self.attack),
-            "adaptive": attack_name(self.adaptive),
+            "adaptive": _knowing_name(self.adaptive),
             "threat": threat_name(self.threat),
             "fpr": self.fpr,
             "detectors": list(self.detectors),
@@ -387,30 +432,40 @@ class _Work:
 
     def execute(self, notes: tuple[str, ...], out: Path | None, report: Callable[[float, str], None]) -> Detection:
         """Do the work, detector by detector."""
-        result = Detection(self.run(), [], notes)
-        rows = result.rows
-        if out is not None:
-            rows += _kept(out, result.run, len(self.data))
-        parts = len(self.detectors) + 1
         assert isinstance(self.model.module, nn.Module)
-        with frozen(self.model.module):
-            naive = self._naive(lambda share: report(share / parts, "the naive attack"))
-            for k, (name, detector) in enumerate(self.detectors.items()):
-                if result.of(name):
-                    continue
-                tell = lambda share, k=k, name=name: report((k + 1 + share) / parts, name)
-                rows += self._rows(name, detector, naive, tell)
-                if out is not None:
-                    replace(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        if out is not None:
-            replace(out / "summary.json", json.dumps(result.summary(), indent=2) + "\n")
-            result.draw(out / "roc.png")
+        with resumable(), _claimed(out, self.run(), self.data.index.tolist()) as rows, frozen(self.model.module):
+            result = Detection(self.run(), rows, notes)
+            self._add(result, out, report)
+            if out is not None:
+                replace(out / "summary.json", json.dumps(result.summary(), indent=2) + "\n")
+                result.draw(out / "roc.png")
         return result
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _add(self, result: Detection, out: Path | None, report: Callable[[float, str], None]) -> None:
+        """The rows that are missing. All detectors are fitted before anything is attacked: one of them may be refused."""
+        learned, held = _parted(self.clean, self.seed)
+        missing = [name for name in self.detectors if not result.of(name)]
+        fitted = {name: self._fitted(self.detectors[name], learned) for name in missing}
+        if not fitted:
+            return
+        parts = len(fitted) + 1
+        naive = self._naive(lambda share: report(share / parts, "the naive attack"))
+        for k, (name, detector) in enumerate(fitted.items(), 1):
+            tell = lambda share, k=k, name=name: report((k + share) / parts, name)
+            rows = self._rows(name, detector, held, naive, tell)
+            if out is not None:
+                append(out / "rows.jsonl", rows)
+            result.rows.extend(rows)
+
+    def _fitted(self, detector: Detector, learned: Data) -> nn.Module:
+        assert isinstance(self.model.module, nn.Module)
+        fitted = detector.fit(self.model.module, learned, torch.Generator().manual_seed(self.seed))
+        return fitted.to(self.place).eval().requires_grad_(False)
+
+    def _batches(self, data: Data) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The positions, the inputs and the labels."""
-        for start in range(0, len(self.data), self.size):
-            x, y = self.data.batch(start, start + self.size)
+        for start in range(0, len(data), self.size):
+            x, y = data.batch(start, start + self.size)
             yield torch.arange(start, start + len(y)), x.to(self.place, dtype_of(self.model)), y.to(self.place)
 
     def _streams(self, at: Tensor, what: str) -> Streams:
@@ -421,7 +476,7 @@ class _Work:
         """The attack at full length; where its last iterate does not fool, the success that it passed on its way."""
         parts = []
         run = functools.partial(attack_run, self.attack, self.model.module, access=self.model.access)
-        for at, x, y in self._batches():
+        for at, x, y in self._batches(self.data):
             z = answer(self.model.module, x)
             top = z.topk(2, dim=1).values
             first = run(x, y, self.threat, rng=self._streams(at, "naive"))
@@ -432,31 +487,31 @@ class _Work:
             parts.append((z.argmax(1) == y, fooled, x_adv, top[:, 0] - top[:, 1]))
             report((int(at[-1]) + 1) / len(self.data))
         correct, fooled, x_adv, gap = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Naive(correct, fooled, x_adv, float(gap.mean()))
+        gap = gap[gap.isfinite() & (gap > 0)]
+        return _Naive(correct, fooled, x_adv, float(gap.mean()) if len(gap) else 1.0)
 
     @torch.no_grad()
-    def _rows(self, name: str, detector: Detector, naive: _Naive, report: Callable[[float], None]) -> list[Row]:
-        """Fit a detector, set its threshold and attack it."""
-        assert isinstance(self.model.module, nn.Module)
-        fitted = detector.fit(self.model.module, self.clean, torch.Generator().manual_seed(self.seed))
-        fitted = fitted.to(self.place).eval().requires_grad_(False)
-        clean = torch.cat([_score(fitted, x) for _, x, _ in self._batches()])
-        scores = clean.tolist()
+    def _rows(self, name: str, detector: nn.Module, held: Data, naive: _Naive, report: Callable[[float], None]) -> list[Row]:
+        """Set a detector's threshold and attack it."""
+        scores = torch.cat([_score(detector, x) for _, x, _ in self._batches(held)]).tolist()
         limit, middle = threshold_at(scores, self.fpr), threshold_at(scores, 0.5)
-        unit = naive.gap / max(limit - middle, 1e-6)
-        # First at full length, and below the threshold: the curve should be of examples whose scores are as low as can be.
-        tries = [(most, scale, most == middle) for most in (middle, limit) for scale in SCALES]
+        clean = torch.cat([_score(detector, x) for _, x, _ in self._batches(self.data)])
+        told = torch.cat([_score(detector, naive.x_adv[at]) for at, _, _ in self._batches(self.data)])
+        # So that a rejection weighs as much as a class does, where the naive attack leaves the score.
+        beyond = (told[naive.fooled] - limit).median() if bool(naive.fooled.any()) else torch.tensor(0.0)
+        scale = naive.gap / max(float(beyond), limit - middle, 1e-6)
+        told = torch.where(naive.fooled, told, math.inf)
         rows = []
-        for at, x, y in self._batches():
-            told = torch.where(naive.fooled[at], _score(fitted, naive.x_adv[at]), math.inf)
-            least = told.clone()
-            for most, scale, full in tries:
+        for at, x, y in self._batches(self.data):
+            least = told[at].clone()
+            # First at full length, and below the threshold: the curve should be of scores that are as low as can be.
+            for most, full in ((middle, True), (limit, False)):
                 left = (naive.correct[at] & (least > most)).nonzero().squeeze(1)
                 if len(left):
-                    guarded = Rejecting(self.model.module, fitted, most, unit * scale)
-                    rng = self._streams(at[left.cpu()], name)
+                    guarded = Rejecting(self.model.module, detector, most, scale)
+                    rng = self._streams(at[left.cpu()], f"{name}, {full=}")
                     least[left] = torch.minimum(least[left], self._evaded(guarded, x[left], y[left], rng, full))
-            columns = [self.data.index[at], y, naive.correct[at], clean[at], naive.fooled[at], told, least]
+            columns = [self.data.index[at], y, naive.correct[at], clean[at], naive.fooled[at], told[at], least]
             rows += [_row(name, limit, *values) for values in zip(*(c.tolist() for c in columns), strict=True)]
             report((int(at[-1]) + 1) / len(self.data))
         return rows
@@ -464,7 +519,7 @@ class _Work:
     def _evaded(self, guarded: Rejecting, x: Tensor, y: Tensor, rng: Streams, full: bool) -> Tensor:
         """The scores of what an attack finds, inf where the classifier is not wrong about it, with shape (N,).
 
-        Both are asked once more. ``full``: the last iterate, not the first success.
+        Both are asked once more. ``full``: what it returns at its end, not the first success.
         """
         attack = Evade(self.adaptive)
         given: dict[str, Any] = {"rng": rng, "goal": UNNOTICED}
@@ -478,11 +533,10 @@ class _Work:
 
 def _score(detector: nn.Module, x: Tensor) -> Tensor:
     """The scores, with shape (N,), in double precision."""
-    scores: Tensor = detector(x)
-    if scores.shape != x.shape[:1] or not bool(scores.isfinite().all()):
-        raise UsageError(
-            f"the detector returned shape {tuple(scores.shape)} for {len(x)} inputs; it should be a finite score each"
-        )
+    scores: Any = detector(x)
+    if not isinstance(scores, Tensor) or scores.shape != x.shape[:1] or not bool(scores.isfinite().all()):
+        what = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise UsageError(f"the detector returned {what} for {len(x)} inputs; it should be a finite score each")
     return scores.double()
 
 
@@ -491,30 +545,53 @@ def _row(
 ) -> Row:
     found = {"naive": naive if naive < math.inf else None, "adaptive": adaptive if adaptive < math.inf else None}
     detected = {f"{kind}_detected": None if score is None else score > limit for kind, score in found.items()}
-    about = {"detector": name, "index": index, "label": label, "correct": correct, "clean": clean, "fooled": fooled}
-    return {**about, **found, **detected}
+    about = {"detector": name, "threshold": limit, "index": index, "label": label, "correct": correct, "clean": clean}
+    return {**about, "fooled": fooled, **found, **detected}
 
 
-def _kept(out: Path, run: dict[str, Any], n: int) -> list[Row]:
-    """Claim a folder; the rows that are there already, of detectors that are complete.
+@contextlib.contextmanager
+def _claimed(out: Path | None, run: dict[str, Any], index: list[int]) -> Iterator[list[Row]]:
+    """The rows that are there, of detectors that are complete; the folder is this process's for as long as this lasts.
 
     Raises:
-        UsageError: The folder holds another run or something else.
+        UsageError: The folder holds another run or something else, is damaged, or another process is writing to it.
     """
+    if out is None:
+        yield []
+        return
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out should be a folder")
     out.mkdir(parents=True, exist_ok=True)
-    identity = out / "run.json"
-    if not identity.exists():
-        if any(out.iterdir()):
-            raise UsageError(f"{out} holds other files; give --out a new or an empty folder")
-        replace(identity, json.dumps(run, indent=2) + "\n")
-    elif read_json(identity) != json.loads(json.dumps(run)):
-        raise UsageError(f"{out} holds another run; give --out another folder, or the same command to go on")
-    path = out / "rows.jsonl"
+    lock = locked(out)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        count = Counter(row["detector"] for row in rows)
-    except (ValueError, TypeError, KeyError) as error:
-        raise damaged(path, first_line(error)) from None
-    return [row for row in rows if count[row["detector"]] == n]
+        _claim(out, json.loads(json.dumps(run)))
+        yield _kept(out / "rows.jsonl", run["detectors"], index)
+    finally:
+        os.close(lock)
+
+
+def _claim(out: Path, run: dict[str, Any]) -> None:
+    identity = out / "run.json"
+    if not identity.exists() and any(entry for entry in out.iterdir() if not entry.name.endswith(".tmp")):
+        raise UsageError(f"{out} holds other files; give --out a new or an empty folder")
+    known = read_json(identity) if identity.exists() else run
+    # Where there are no rows, nothing of another run is lost.
+    if (out / "rows.jsonl").exists() and (other := [key for key in {**known, **run} if known.get(key) != run.get(key)]):
+        what = f"{out} holds another run (other {', '.join(other)})"
+        raise UsageError(f"{what}; give --out another folder, or the same command to go on")
+    replace(identity, json.dumps(run, indent=2) + "\n")
+
+
+def _kept(path: Path, detectors: list[str], index: list[int]) -> list[Row]:
+    """The rows of whole detectors; what is left of others goes from the file."""
+    rows = read_rows(path, set(COLUMNS))
+    # NaN is what is not itself.
+    if not all(isinstance(row[key], kind) and row[key] == row[key] for row in rows for key, kind in COLUMNS.items()):
+        raise damaged(path, "a row holds something of another type")
+    wanted = [(name, i) for name in detectors for i in index]
+    if [(row["detector"], row["index"]) for row in rows] != wanted[: len(rows)]:
+        raise damaged(path, "its rows are not those of this run")
+    kept = rows[: len(rows) // len(index) * len(index)]
+    if path.exists():
+        replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept

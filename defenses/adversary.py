@@ -19,7 +19,7 @@ from advkit.engine import Attack, check_serves
 from advkit.errors import UsageError
 from advkit.losses import Loss, kl
 from advkit.oracle import Access, Model, Oracle, logits_of
-from advkit.spec import check_share
+from advkit.spec import check_between, check_share
 from advkit.streams import Streams
 from advkit.threat import Change, Lp
 
@@ -76,12 +76,6 @@ def check_adversary(name: str, attack: Attack, threat: Lp | Change, ramp: float,
     if ramp:
         ball_of(threat, f"{name}: ramp needs")
     check_share(f"{name}: smoothing", smoothing)
-
-
-def check_between(where: str, value: float) -> None:
-    """Refuse what is not in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise UsageError(f"{where} is {value}; it should be between 0 and 1")
 
 
 def logits(model: Model, x: Tensor) -> Tensor:

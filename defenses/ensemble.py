@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit import models as models_by_name
-from advkit.defenses.adversary import Adversarial, Ascent, both, check_adversary, check_between, ramped
+from advkit.defenses.adversary import Adversarial, Ascent, both, check_adversary, ramped
 from advkit.engine import perturb
 from advkit.errors import UsageError
 from advkit.losses import ce
 from advkit.oracle import Model
+from advkit.spec import check_between
 from advkit.streams import Streams
 from advkit.threat import Change, Lp
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit.attacks import FGSM
-from advkit.defenses.adversary import Adversarial, both, check_adversary, check_between, ramped
+from advkit.defenses.adversary import Adversarial, both, check_adversary, ramped
 from advkit.engine import perturb
+from advkit.spec import check_between
 from advkit.threat import Change, Lp
 
 

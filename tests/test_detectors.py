@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -13,19 +14,20 @@ from torch import nn
 from torch.nn import functional as F
 
 import advkit
-from advkit import Lp, UsageError, data, run, spec
+from advkit import Lp, ModelError, UsageError, data, run, spec
 from advkit.attacks import APGD, NES, PGD, DeepFool
 from advkit.benchmarks.detect import auc, detect, roc, threshold_at
+from advkit.benchmarks.folder import locked
 from advkit.cli import main
 from advkit.data import from_tensors
-from advkit.defenses.detectors import DETECTORS, UNNOTICED, Evade, Likelihood, Mahalanobis, Rejecting, Squeezing
-from advkit.defenses.detectors.evasion import merged
+from advkit.defenses.detectors import DETECTORS, UNNOTICED, Evade, Likelihood, Mahalanobis, Rejecting, Selective, Squeezing
+from advkit.defenses.detectors.evasion import merged, selective
 from advkit.losses import ce, margin
 from advkit.models import checkpoint, networks
 from advkit.train import Recipe, train
 
 NETWORK = "mnist-mlp(width=32)"
-QUICK = {"attack": "pgd(steps=10)", "adaptive": 'apgd(steps=20, loss="margin")', "limit": 15, "fit_limit": 500}
+QUICK = {"attack": "pgd(steps=10)", "adaptive": "selective(steps=20)", "limit": 15, "fit_limit": 500}
 
 
 def generator(seed=0):
@@ -85,6 +87,39 @@ def test_mahalanobis_is_blind_where_nothing_was_seen_and_averages_space_and_laye
     assert torch.allclose(one(maps), plain(x), atol=1e-3)
     assert torch.allclose(two(maps), (one(maps) + flat(maps)) / 2, atol=1e-5)
     assert bool(flat(maps).isfinite().all())
+
+
+def test_features_that_differ_by_rounding_alone_tell_nothing():
+    """Near 1234 neighbouring float32 are 1e-4 apart."""
+    x, y = features()
+    model = Twice()
+    near = lambda x: 1234 + torch.stack([x[:, 0], 1e-4 * x[:, 1].round(), 1e-4 * x[:, 2].round()], 1)
+    model.first.forward = near
+    flat, fitted = (Mahalanobis("first").fit(model, from_tensors(z, y), generator()) for z in (torch.full_like(x, 0.4), x))
+    assert torch.equal(flat(x), torch.zeros(len(x)))
+    shifted = x.clone()
+    shifted[:, 1:] = 1 - shifted[:, 1:].round()
+    assert torch.equal(fitted(shifted), fitted(x))
+
+
+class Broken(nn.Module):
+    """A layer of another kind than one of features, in front of a classifier that does not mind."""
+
+    def __init__(self, odd):
+        super().__init__()
+        self.first, self.odd, self.second = nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 2)
+        self.change = odd
+
+    def forward(self, x):
+        self.odd(self.change(self.first(x)))
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("odd", [lambda f: f * math.nan, lambda f: f.sum(1), lambda f: f[:1]], ids=["nan", "flat", "fewer"])
+def test_layers_that_give_no_features_are_refused(odd):
+    x, y = features()
+    with pytest.raises(ModelError, match="layer 'odd' returned shape"):
+        Mahalanobis("odd").fit(Broken(odd), from_tensors(x, y), generator())
 
 
 def test_the_step_before_moves_the_input_closer_and_its_gradient_is_that_of_the_identity():
@@ -156,11 +191,29 @@ def test_the_area_is_the_share_of_pairs_and_that_under_the_curve(clean, adversar
 
 
 def test_intervals_of_the_area_hold_it():
-    """Scores from N(0, 1) and N(1, 1), whose true area is Phi(1 / sqrt 2)."""
-    rng, true = np.random.default_rng(0), stats.norm.cdf(1 / math.sqrt(2))
-    found = [auc(rng.normal(size=60), rng.normal(1, size=40)) for _ in range(300)]
-    held = np.mean([one.low <= true <= one.high for one in found])
-    assert 0.90 <= held <= 0.98
+    """Scores from N(0, 1) and N(shift, 1), whose true area is Phi(shift / sqrt 2); far apart, many samples do not overlap."""
+    rng = np.random.default_rng(0)
+    for n, m, shift in ((60, 40, 1.0), (60, 40, 0.0), (15, 10, 3.0)):
+        true = stats.norm.cdf(shift / math.sqrt(2))
+        found = [auc(rng.normal(size=n), rng.normal(shift, size=m)) for _ in range(300)]
+        assert 0.90 <= np.mean([one.low <= true <= one.high for one in found]) <= 0.99
+
+
+def test_an_area_of_few_scores_is_uncertain():
+    one = auc([1], [2])
+    # With one score of each kind the area is 0 or 1, a share of one trial: Wilson's interval.
+    z = stats.norm.isf(0.025)
+    assert (one.value, one.high) == (1, 1)
+    assert one.low == pytest.approx(1 / (1 + z**2))
+    same = auc([0, 0, 0], [0, 0])
+    assert same.value == 0.5
+    assert same.high - same.low > 0.5
+    apart = auc(range(20), range(20, 40))
+    assert 0.85 < apart.low < 0.95
+    with pytest.raises(UsageError, match="NaN"):
+        auc([1, math.nan], [2])
+    with pytest.raises(UsageError, match="0 adversarial scores"):
+        auc([1], [])
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +243,7 @@ def test_the_rejecting_model_says_the_classifiers_class_or_rejects():
     assert torch.equal(margin(merged(outputs, y), y) > 0, UNNOTICED.met(outputs, y))
 
 
-@pytest.mark.parametrize("attack", [PGD(20, loss="margin"), APGD(20), DeepFool(), NES(200)], ids=repr)
+@pytest.mark.parametrize("attack", [PGD(20, loss="margin"), APGD(20), DeepFool(), NES(200), Selective(20)], ids=repr)
 def test_attacks_get_past_a_detector_that_forbids_the_easy_way(attack):
     """The boundary of two classes is reached along x_0, which is watched, or twice as far along x_1, which is not."""
     model = nn.Linear(2, 2, bias=False).double()
@@ -209,17 +262,76 @@ def test_attacks_get_past_a_detector_that_forbids_the_easy_way(attack):
     assert bool((Score()(result.x_adv) <= 0.55).all())
 
 
-def test_a_jacobian_is_that_of_the_margin_to_right_or_rejected():
+def test_selective_gradients_are_of_the_classifier_or_of_the_score():
+    model, x, y = nn.Linear(4, 3), torch.rand(50, 4, generator=generator()), torch.arange(50) % 3
+    z = x.clone().requires_grad_()
+    outputs = Rejecting(model, Score(), 0.5, scale=7.0)(z)
+    values = selective(outputs, y)
+    (g,) = torch.autograd.grad(values.sum(), z)
+    wrong = model(x).argmax(1) != y
+    assert 5 < int(wrong.sum()) < 45
+    assert torch.allclose(values[wrong], 7 * (0.5 - x[wrong, 0]), atol=1e-5)
+    assert torch.allclose(g[wrong], torch.tensor([-7.0, 0, 0, 0]), atol=1e-5)
+    assert bool((values[~wrong] == -math.inf).all())
+    (plain,) = torch.autograd.grad(margin(model(z), y).sum(), z)
+    assert torch.allclose(g[~wrong], plain[~wrong])
+
+
+@pytest.mark.parametrize("threat", [Lp(math.inf, 0.7), Lp(2, 1.0), Lp(1, 1.2), Lp(0, 2)], ids=str)
+def test_the_selective_attack_returns_the_wrong_answer_of_the_least_score(threat):
+    """The class is wrong above x_1 = 0.5, and the score is x_0: the least is at 0, in l_2 where the ball and the line meet."""
+    model = lambda x: torch.stack([torch.zeros(len(x)), 10 * (x[:, 1] - 0.5)], 1)
+    x, y = torch.full((5, 2), 0.3), torch.zeros(5, dtype=torch.int64)
+    guarded = Rejecting(model, Score(), -1.0)
+    x_adv = advkit.perturb(Evade(Selective(200)), guarded, x, y, threat, rng=generator(), goal=UNNOTICED)
+    assert bool((model(x_adv).argmax(1) == 1).all())
+    assert bool((x_adv[:, 0] < 0.06).all())
+    assert bool(threat.allows(x_adv, x).all())
+
+
+def test_an_attack_crosses_the_plateau_of_a_score():
+    """The score is 1 but in a valley far from where the class is wrong first; on the plateau the gradient points there."""
+
+    class Valley(nn.Module):
+        def forward(self, x):
+            return advkit.adaptive.Straight(lambda far: (far > 0.05).float(), None)((x[:, 0] - 0.9).abs())
+
+    model = lambda x: torch.stack([torch.zeros(len(x)), x[:, 1] - 0.5], 1)
+    x, y, threat = torch.full((8, 2), 0.2), torch.zeros(8, dtype=torch.int64), Lp(math.inf, 0.8)
+    guarded = Rejecting(model, Valley(), 0.5)
+    result = run(Evade(Selective(30)), guarded, x, y, threat, goal=UNNOTICED)
+    assert bool(result.success.all())
+
+
+@pytest.mark.parametrize("attack", [Selective(2), Evade(PGD(2))], ids=repr)
+def test_to_be_rejected_is_no_success(attack):
     guarded = Rejecting(nn.Linear(4, 3), Score(), 0.5)
+    with pytest.raises(UsageError, match="it should be UNNOTICED"):
+        run(attack, guarded, torch.rand(2, 4), torch.tensor([0, 1]), Lp(math.inf, 0.1))
+    for scale in (0.0, -1.0, math.nan):
+        with pytest.raises(UsageError, match="scale is"):
+            Rejecting(nn.Linear(4, 3), Score(), 0.5, scale)
+    with pytest.raises(UsageError, match="steps is 0"):
+        Selective(0)
+
+
+def test_a_jacobian_is_that_of_the_margin_to_right_or_rejected():
+    classifier = nn.Linear(4, 3)
+    guarded = Rejecting(classifier, Score(), 0.5)
     x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-    seen = {}
+    x[:, 0] = torch.tensor([0.1, 0.1, 0.1, 0.9, 0.9, 0.9])
+    seen, passes = {}, []
+    classifier.register_forward_hook(lambda *_: passes.append(1))
 
     class Probe:
         access, norms, minimum, paper, cost = advkit.Access.GRADIENTS, (math.inf,), False, "probe", 9
 
         def __call__(self, oracle, x, threat, rng):
             others = torch.stack([(y + 1) % 3, (y + 2) % 3], 1)
+            seen["first"] = oracle.jacobian(x, others)
+            before = len(passes)
             seen["jacobian"] = oracle.jacobian(x, others)
+            assert len(passes) == before + 1
             seen["outputs"], seen["loss"] = oracle.outputs(x), oracle.loss(x, ce)
             seen["part"] = oracle.outputs(x[4:], torch.tensor([4, 5]))
             return x
@@ -232,9 +344,10 @@ def test_a_jacobian_is_that_of_the_margin_to_right_or_rejected():
     assert torch.allclose(seen["loss"], F.cross_entropy(k, y, reduction="none").detach())
     first = k.gather(1, ((y + 1) % 3).unsqueeze(1)) - k.gather(1, y.unsqueeze(1))
     values, g = seen["jacobian"]
+    assert all(torch.equal(one, other) for one, other in zip(seen["first"], seen["jacobian"], strict=True))
     assert values.shape == (6, 2)
-    assert torch.allclose(values[:, 0], first.detach().squeeze(1))
-    assert torch.allclose(g[:, 0], torch.autograd.grad(first.sum(), z)[0])
+    assert torch.allclose(values[:, 0], first.detach().squeeze(1), atol=1e-6)
+    assert torch.allclose(g[:, 0], torch.autograd.grad(first.sum(), z)[0], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -252,10 +365,36 @@ def test_the_adaptive_attack_does_at_least_what_the_naive_one_does(found):
         assert one.robust_adaptive.count <= one.robust_naive.count
         assert one.auc_adaptive.value <= one.auc_naive.value
         assert one.accuracy.count >= one.robust_naive.count
-        assert one.fpr.count == 0
+        assert one.robust_adaptive.count <= found.undefended()[1].count + 3
     likelihood = found.found()[2]
     assert likelihood.auc_naive.value > 0.9
-    assert likelihood.robust_adaptive.count < likelihood.robust_naive.count
+    assert likelihood.robust_naive.count > 10
+
+
+class Remembering:
+    """A detector that keeps what it is shown; the score is the mean of the pixels."""
+
+    def __init__(self):
+        self.seen = []
+
+    def fit(self, model, data, rng):
+        self.seen.append(data)
+        mean = nn.Module()
+        mean.forward = lambda x: x.flatten(1).mean(1)
+        return mean
+
+
+def test_the_threshold_is_set_on_examples_that_nobody_learned_from_or_attacks(trained):
+    one = Remembering()
+    found = detect(str(trained), "mnist-5k", detectors=one, threat="linf(0.1)", **QUICK)
+    learned = set(one.seen[0].index.tolist())
+    clean = data.load("mnist-5k", split="train", limit=500)
+    held = [i for i, index in enumerate(clean.index.tolist()) if index not in learned]
+    assert (len(learned), len(held)) == (400, 100)
+    assert set(clean.y[held].bincount(minlength=10).tolist()) == {10}
+    scores = clean.batch(0, 500)[0][held].flatten(1).mean(1).tolist()
+    assert found.found()[0].threshold == pytest.approx(threshold_at(scores, 0.05), abs=1e-6)
+    assert found.found()[0].fpr.of == 15
 
 
 def test_every_number_is_that_of_the_rows(found):
@@ -300,20 +439,87 @@ def test_the_command_writes_rows_numbers_and_curves_and_goes_on(trained, tmp_pat
     assert (out / "rows.jsonl").read_text() == text
     assert main([*command, "--seed", "1"]) == 2
     assert "holds another run" in capsys.readouterr().err
-    (out / "rows.jsonl").write_text(text[:-9])
-    assert main(command) == 2
-    assert "rows.jsonl is damaged" in capsys.readouterr().err
+
+
+def test_hostile_folders_are_refused_and_cut_off_rows_are_done_again(trained, tmp_path):
+    """A folder in which no row is yet is anybody's."""
+    out = tmp_path / "run"
+    given = {"threat": "linf(0.1)", "attack": "pgd(steps=2)", "adaptive": "selective(steps=2)", "limit": 3, "fit_limit": 50}
+    work = lambda **more: detect(str(trained), "mnist-5k", detectors=["squeezing", "likelihood"], out=out, **given | more)
+    out.mkdir()
+    (out / "run.json.tmp").write_text("{")
+    work(seed=1).found()
+    (out / "rows.jsonl").unlink()
+    told = work()
+    rows = out / "rows.jsonl"
+    text = rows.read_text()
+    rows.write_text(text[:-9])
+    assert work().rows == told.rows
+    assert rows.read_text() == text
+    lines = text.splitlines()
+    first = json.loads(lines[0])
+    for row, message in (
+        (first | {"clean": "low"}, "another type"),
+        (first | {"clean": math.nan}, "another type"),
+        (first | {"index": -5}, "not those of this run"),
+        (first | {"detector": "mahalanobis"}, "not those of this run"),
+        ({}, "lacks one of"),
+        ([], "lacks one of"),
+    ):
+        rows.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+        with pytest.raises(UsageError, match=message):
+            work()
+    rows.write_text(text + lines[0] + "\n")
+    with pytest.raises(UsageError, match="not those of this run"):
+        work()
+    (out / "run.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"run.json is damaged"):
+        work()
+    lock = locked(out)
+    with pytest.raises(UsageError, match="another process"):
+        work()
+    os.close(lock)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        detect(str(trained), "mnist-5k", detectors="squeezing", out=tmp_path / "mine", **given)
+
+
+def test_a_detector_that_cannot_be_fitted_is_refused_before_anything_is_attacked(trained):
+    told = []
+    with pytest.raises(UsageError, match="unknown layer"):
+        detect(
+            str(trained),
+            "mnist-5k",
+            detectors=["squeezing", 'mahalanobis(layers="77")'],
+            threat="linf(0.1)",
+            report=lambda *what: told.append(what),
+            **QUICK,
+        )
+    assert not told
+
+
+@pytest.mark.parametrize("threat", ["l1(5)", "l0(10)", "l2(1)"])
+def test_one_example_and_every_norm(trained, threat):
+    found = detect(str(trained), "mnist-5k", detectors="likelihood", threat=threat, **QUICK | {"limit": 1}).found()[0]
+    assert found.fpr.of == 1
 
 
 BAD = {
     "unknown detector 'squeezin'": {"detectors": "squeezin"},
     "unknown layer '77'": {"detectors": 'mahalanobis(layers="77")'},
     "fewer than|has 1 examples|has 0 examples": {"detectors": "mahalanobis", "fit_limit": 10},
-    "it needs at least two": {"detectors": "likelihood", "fit_limit": 1},
+    "it needs at least two": {"detectors": "likelihood", "fit_limit": 2},
+    "there are 1 examples .* one of them for the threshold": {"fit_limit": 1},
+    "there are 0 examples": {"fit": from_tensors(torch.rand(2, 1, 28, 28), torch.arange(2)).select(torch.arange(0))},
+    "of shape .1, 8, 8.*they should be of one form": {"fit": (torch.rand(20, 1, 8, 8), torch.arange(20) % 10)},
+    "one form": {"fit": from_tensors(torch.rand(20, 1, 28, 28), torch.arange(20) % 10, low=-1.0, high=1.0)},
+    "sigma is so small": {"detectors": "likelihood(sigma=1e-12)"},
+    "unknown attack 'selective'": {"attack": "selective"},
     "false positive rate is 1.5": {"fpr": 1.5},
     "false positive rate is nan": {"fpr": math.nan},
     "should have a radius": {"threat": "l2", "attack": "ddn", "adaptive": "ddn"},
-    "does not serve": {"threat": "l1(1)"},
+    "does not serve": {"threat": "l1(1)", "adaptive": "apgd"},
     "name at least one, and each once": {"detectors": ["squeezing", "squeezing"]},
     "bits is 0": {"detectors": "squeezing(bits=0)"},
     "size is 1": {"detectors": "squeezing(median=1)"},
@@ -322,6 +528,7 @@ BAD = {
     "sigma is 0": {"detectors": "likelihood(sigma=0)"},
     "same examples to learn from": {"split": "train", "limit": 50},
     "should be a detector or a spec": {"detectors": [3]},
+    "the detector is <class": {"detectors": Squeezing},
 }
 
 

@@ -18,8 +18,8 @@ examples:
   advkit detect --model m.safetensors --data mnist-5k --detector "squeezing(bits=1)" --threat "linf(0.1)" --out run
   advkit detect --model m.safetensors --data mnist-5k --detector mahalanobis --detector likelihood --threat "l2(2)" --fpr 0.01
 
-A detector learns from clean examples of the split train. Each is measured twice: against an attack on the model alone, and
-against one that has to get past the detector as well.
+A detector learns from clean examples of the split train, and its threshold is set on others of these. Each is measured
+twice: against an attack on the model alone, and against one that has to get past the detector as well.
 """
 
 
@@ -44,16 +44,23 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--attack", dest="attack_spec", help='on the model alone: advkit list attacks (default "pgd(steps=40)")'
     )
+    command.add_argument("--adaptive", help='on model and detector together: an attack, or "selective(steps=100)" (default)')
     command.add_argument(
-        "--adaptive", help="on model and detector together (default \"apgd(steps=100, loss='margin')\", for l_inf and l_2)"
-    )
-    command.add_argument(
-        "--fpr", type=float, default=0.05, help="the share of clean inputs that may be rejected (default 0.05)"
+        "--fpr",
+        type=float,
+        default=0.05,
+        help="the share of clean inputs that may be rejected, which sets the threshold (default 0.05)",
     )
     command.add_argument(
         "--fit", metavar="DATA", help="clean examples to learn from, their split train (default those of --data)"
     )
-    command.add_argument("--fit-limit", type=int, default=5000, metavar="N", help="learn from at most N (default 5000)")
+    command.add_argument(
+        "--fit-limit",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="at most N of these, a fifth of them for the threshold (default 5000)",
+    )
     given.add_options(command, f"attack at most so many examples, classes in proportion (default {LIMIT})")
     command.add_argument("--batch-size", type=int, help="examples at a time")
     command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the rows, summary.json and roc.png")

@@ -6,6 +6,7 @@ from advkit.defenses.detectors.detector import Detector as Detector
 from advkit.defenses.detectors.evasion import UNNOTICED as UNNOTICED
 from advkit.defenses.detectors.evasion import Evade as Evade
 from advkit.defenses.detectors.evasion import Rejecting as Rejecting
+from advkit.defenses.detectors.evasion import Selective as Selective
 from advkit.defenses.detectors.likelihood import Likelihood as Likelihood
 from advkit.defenses.detectors.mahalanobis import Mahalanobis as Mahalanobis
 from advkit.defenses.detectors.squeezing import Squeezing as Squeezing

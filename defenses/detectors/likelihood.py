@@ -50,7 +50,7 @@ class Likelihood:
         """The fitted detector.
 
         Raises:
-            UsageError: An input has too many entries for a covariance.
+            UsageError: An input has too many entries for a covariance, or sigma is too small for these examples.
         """
         size = data.batch(0, 1)[0].numel()
         if size > MOST:
@@ -68,11 +68,17 @@ def gaussian(x: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     Arguments:
         x: The examples.
         ridge: What is added to the variance of each entry.
+
+    Raises:
+        UsageError: That is too little for the covariance to have an inverse in double precision.
     """
     wide = x.double()
     mean = wide.mean(0)
     off = wide - mean
-    lower = torch.linalg.cholesky(off.T @ off / len(x) + ridge * torch.eye(x.shape[1], dtype=wide.dtype, device=x.device))
+    covariance = off.T @ off / len(x) + ridge * torch.eye(x.shape[1], dtype=wide.dtype, device=x.device)
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed):
+        raise UsageError("likelihood: sigma is so small that a covariance has no inverse; it should be greater, as 0.003 is")
     top = -lower.diagonal().log().sum() - x.shape[1] / 2 * math.log(2 * math.pi)
     return mean, torch.cholesky_inverse(lower), top
 

@@ -17,11 +17,11 @@ from advkit.data import Data
 from advkit.defenses.detectors.detector import batches
 from advkit.engine import frozen
 from advkit.errors import ModelError, UsageError
-from advkit.oracle import logits_of
+from advkit.oracle import answer, logits_of
 from advkit.spec import check_at_least, unknown
 
 LEAST = 1e-6
-"""Directions whose variance is a smaller share than this of the greatest are left out: nothing was seen there."""
+"""Directions whose variance is a smaller share than this of the greatest, or is that of rounding, are left out."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,20 @@ class Features(nn.Module):
             for name in self.layers
         ]
         try:
-            self.model(x)
+            answer(self.model, x)
         finally:
             for hook in hooks:
                 hook.remove()
         for name in self.layers:
             if name not in seen:
                 raise ModelError(f"the model did not call its layer {name!r}; name one that it calls")
+            _check_features(name, seen[name], len(x))
         return [seen[name] if seen[name].ndim == 2 else seen[name].flatten(2).mean(2) for name in self.layers]
+
+
+def _check_features(name: str, f: Tensor, n: int) -> None:
+    if f.ndim < 2 or len(f) != n or not bool(f.isfinite().all()):
+        raise ModelError(f"layer {name!r} returned shape {tuple(f.shape)} for {n} inputs; it should be (N, C, *), and finite")
 
 
 class Tied(nn.Module):
@@ -145,7 +151,8 @@ class Tied(nn.Module):
         mu = torch.stack([wide[y == c].mean(0) for c in y.unique()])
         off = wide - mu[y.unique(return_inverse=True)[1]]
         variance, axes = torch.linalg.eigh(off.T @ off / len(f))
-        kept = variance > LEAST * variance[-1]
+        rounding = torch.finfo(f.dtype).eps * wide.abs().amax()
+        kept = variance > torch.maximum(LEAST * variance[-1], rounding**2)
         whiten = axes[:, kept] / variance[kept].sqrt()
         self.register_buffer("whiten", whiten.to(f.dtype))
         self.register_buffer("mu", (mu @ whiten).to(f.dtype))
