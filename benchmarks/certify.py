@@ -6,14 +6,12 @@ where there were any, and ``summary.json`` the result.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +23,7 @@ from advkit import models as models_by_name
 from advkit import spec
 from advkit.benchmarks.cells import shuffled
 from advkit.benchmarks.evaluate import Status, examples_of, execute
-from advkit.benchmarks.folder import Row, append, damaged, locked, read_json, read_rows, replace, resumable
+from advkit.benchmarks.folder import Row, append, claimed, damaged, read_json, read_rows, replace, resumable
 from advkit.benchmarks.plan import Plan, dtype_of, parse_ball, plan, threat_name
 from advkit.benchmarks.result import Evaluation
 from advkit.benchmarks.statistics import Rate, rate
@@ -194,7 +192,7 @@ class Certification:
             texts.append(run[part].get(name) if isinstance(run.get(part), dict) else None)
         if not all(isinstance(text, str) for text in texts):
             raise damaged(path / "run.json", "it does not describe certificates")
-        rows = _read(path / ROWS)
+        rows = _checked(read_rows(path / ROWS, set(_KINDS)), path / ROWS)
         return cls(run, rows, broken=_decided(rows))
 
 
@@ -234,11 +232,13 @@ def certify(
     loaded = models_by_name.load(model, device=device) if isinstance(model, str) else models_by_name.wrap(model)
     job = _job(loaded, examples_of(data, split, limit, seed), threat, method, device, seed)
     folder = None if out is None else Path(out)
-    with resumable(), _kept(folder, job) as (rows, keep):
+    with resumable(), claimed(folder, job.run, set(_KINDS), job.kept, ROWS) as rows:
         # Plans and refuses before the first row is computed.
         attacking = None if attacks is None else _plan(job, attacks)
         for new, text in _rows(job, rows):
-            keep(new)
+            rows += new
+            if folder is not None:
+                append(folder / ROWS, new)
             if report is not None:
                 report(len(rows) / len(job.data), text)
         result = Certification(job.run, rows, job.notes, broken=_decided(rows))
@@ -265,6 +265,12 @@ class _Job:
     seed: int
     run: dict[str, Any]
     notes: tuple[str, ...]
+
+    def kept(self, rows: list[Row], path: Path) -> list[Row]:
+        """The rows that were found, where they are of this run."""
+        if [row["index"] for row in _checked(rows, path)] != self.data.index[: len(rows)].tolist():
+            raise damaged(path, "its rows are not those of this run")
+        return rows
 
 
 def _job(model: Model, data: Data, threat: str | Lp, method: str | Certificate, device: str, seed: int) -> _Job:
@@ -395,60 +401,13 @@ def _broken(job: _Job, rows: Sequence[Row], evaluation: Evaluation) -> list[bool
     return wrong
 
 
-@contextlib.contextmanager
-def _kept(folder: Path | None, job: _Job) -> Iterator[tuple[list[Row], Callable[[list[Row]], None]]]:
-    """The rows that are there, and what adds to them and to the file.
-
-    Raises:
-        UsageError: The folder holds another run or something else, is damaged, or another process is writing to it.
-    """
-    rows: list[Row] = []
-    if folder is None:
-        yield rows, rows.extend
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --out should be a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(folder)
-    try:
-        rows += _read(folder / ROWS)
-        _claim(folder, job.run, bool(rows))
-        if [row["index"] for row in rows] != job.data.index[: len(rows)].tolist():
-            raise UsageError(f"the rows in {folder} are not those of this run; give another folder, or delete this one")
-        # What was cut off in the middle of a line goes.
-        replace(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
-
-        def keep(new: list[Row]) -> None:
-            append(folder / ROWS, new)
-            rows.extend(new)
-
-        yield rows, keep
-    finally:
-        os.close(lock)
-
-
-def _claim(folder: Path, run: Mapping[str, Any], begun: bool) -> None:
-    identity = folder / "run.json"
-    if not identity.exists() and any(entry for entry in folder.iterdir() if not entry.name.endswith(".tmp")):
-        raise UsageError(f"{folder} holds other files; give --out a new or an empty folder")
-    # Nothing was done before the first row, so nothing of another run is lost.
-    known = read_json(identity) if begun and identity.exists() else run
-    different = ", ".join(key for key in {**known, **run} if known.get(key) != run.get(key))
-    if different:
-        raise UsageError(
-            f"{folder} holds another run (other {different}); give --out another folder, or the same command to go on"
-        )
-    replace(identity, json.dumps(run, indent=2) + "\n")
-
-
 def _sized(value: Any) -> bool:
     """Whether a value is no number, or one that is finite as a float."""
     return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
-def _read(path: Path) -> list[Row]:
-    """The complete rows of a file; a last line that was cut off does not count."""
-    rows = read_rows(path, set(_KINDS))
+def _checked(rows: list[Row], path: Path) -> list[Row]:
+    """The rows, where each is one that there can be."""
     for row in rows:
         wrong = [name for name, kinds in _KINDS.items() if type(row[name]) not in kinds or not _sized(row[name])]
         if wrong:

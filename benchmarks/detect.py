@@ -5,11 +5,9 @@ The rows come first: one for each detector and example. Every number is computed
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from advkit import models as models_by_name
 from advkit import spec
 from advkit.attacks import ATTACKS
 from advkit.benchmarks.evaluate import examples_of
-from advkit.benchmarks.folder import Row, append, damaged, locked, read_json, read_rows, replace, resumable
+from advkit.benchmarks.folder import Row, append, claimed, damaged, replace, resumable
 from advkit.benchmarks.plan import ENTRIES_A_BATCH, attack_name, dtype_of, parse_threat, threat_name
 from advkit.benchmarks.statistics import Estimate, Rate, rate
 from advkit.data import Data
@@ -433,7 +431,9 @@ class _Work:
     def execute(self, notes: tuple[str, ...], out: Path | None, report: Callable[[float, str], None]) -> Detection:
         """Do the work, detector by detector."""
         assert isinstance(self.model.module, nn.Module)
-        with resumable(), _claimed(out, self.run(), self.data.index.tolist()) as rows, frozen(self.model.module):
+        run, index = self.run(), self.data.index.tolist()
+        keep = lambda rows, path: _kept(rows, path, run["detectors"], index)
+        with resumable(), claimed(out, run, set(COLUMNS), keep) as rows, frozen(self.model.module):
             result = Detection(self.run(), rows, notes)
             self._add(result, out, report)
             if out is not None:
@@ -549,49 +549,12 @@ def _row(
     return {**about, "fooled": fooled, **found, **detected}
 
 
-@contextlib.contextmanager
-def _claimed(out: Path | None, run: dict[str, Any], index: list[int]) -> Iterator[list[Row]]:
-    """The rows that are there, of detectors that are complete; the folder is this process's for as long as this lasts.
-
-    Raises:
-        UsageError: The folder holds another run or something else, is damaged, or another process is writing to it.
-    """
-    if out is None:
-        yield []
-        return
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out should be a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    lock = locked(out)
-    try:
-        _claim(out, json.loads(json.dumps(run)))
-        yield _kept(out / "rows.jsonl", run["detectors"], index)
-    finally:
-        os.close(lock)
-
-
-def _claim(out: Path, run: dict[str, Any]) -> None:
-    identity = out / "run.json"
-    if not identity.exists() and any(entry for entry in out.iterdir() if not entry.name.endswith(".tmp")):
-        raise UsageError(f"{out} holds other files; give --out a new or an empty folder")
-    known = read_json(identity) if identity.exists() else run
-    # Where there are no rows, nothing of another run is lost.
-    if (out / "rows.jsonl").exists() and (other := [key for key in {**known, **run} if known.get(key) != run.get(key)]):
-        what = f"{out} holds another run (other {', '.join(other)})"
-        raise UsageError(f"{what}; give --out another folder, or the same command to go on")
-    replace(identity, json.dumps(run, indent=2) + "\n")
-
-
-def _kept(path: Path, detectors: list[str], index: list[int]) -> list[Row]:
-    """The rows of whole detectors; what is left of others goes from the file."""
-    rows = read_rows(path, set(COLUMNS))
+def _kept(rows: list[Row], path: Path, detectors: list[str], index: list[int]) -> list[Row]:
+    """The rows of whole detectors."""
     # NaN is what is not itself.
     if not all(isinstance(row[key], kind) and row[key] == row[key] for row in rows for key, kind in COLUMNS.items()):
         raise damaged(path, "a row holds something of another type")
     wanted = [(name, i) for name in detectors for i in index]
     if [(row["detector"], row["index"]) for row in rows] != wanted[: len(rows)]:
         raise damaged(path, "its rows are not those of this run")
-    kept = rows[: len(rows) // len(index) * len(index)]
-    if path.exists():
-        replace(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+    return rows[: len(rows) // len(index) * len(index)]

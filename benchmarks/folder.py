@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,57 @@ class Folder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the result."""
         replace(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def claimed(
+    path: Path | None,
+    run: Mapping[str, Any],
+    keys: set[str],
+    keep: Callable[[list[Row], Path], list[Row]],
+    name: str = "rows.jsonl",
+) -> Iterator[list[Row]]:
+    """The rows that a folder holds of a run; the folder is this process's for as long as this lasts.
+
+    Arguments:
+        path: Where; made if it is not there. None for a run that is kept nowhere.
+        run: Everything that makes two runs the same, for ``run.json``.
+        keys: What every row has.
+        keep: The complete rows and their file to the rows that count; it refuses those that are not of this run.
+        name: Of the file of rows.
+
+    Raises:
+        UsageError: The folder holds another run or something else, is damaged, or another process is writing to it.
+    """
+    if path is None:
+        yield []
+        return
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out should be a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = locked(path)
+    try:
+        found = read_rows(path / name, keys)
+        _say(path, json.loads(json.dumps(run)), bool(found))
+        rows = keep(found, path / name)
+        # What was cut off, in the middle of a line or of what belongs together, goes.
+        replace(path / name, _lines(rows))
+        yield rows
+    finally:
+        os.close(lock)
+
+
+def _say(path: Path, run: dict[str, Any], begun: bool) -> None:
+    """Write which run a folder is of, where it is of no other; before the first row nothing of another is lost."""
+    identity = path / "run.json"
+    if not identity.exists() and any(entry for entry in path.iterdir() if not entry.name.endswith(".tmp")):
+        raise UsageError(f"{path} holds other files; give --out a new or an empty folder")
+    known = read_json(identity) if begun and identity.exists() else run
+    if different := ", ".join(key for key in {**known, **run} if known.get(key) != run.get(key)):
+        raise UsageError(
+            f"{path} holds another run (other {different}); give --out another folder, or the same command to go on"
+        )
+    replace(identity, json.dumps(run, indent=2) + "\n")
 
 
 def locked(path: Path) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from torch import nn
 
 from advkit import spec
 from advkit.benchmarks.evaluate import evaluate
-from advkit.benchmarks.folder import Row, append, damaged, locked, read_json, read_rows, replace, resumable
+from advkit.benchmarks.folder import Row, append, claimed, damaged, replace, resumable
 from advkit.benchmarks.plan import parse_threat, plan, threat_name
 from advkit.benchmarks.statistics import Estimate, student
 from advkit.data import Data
@@ -179,7 +178,8 @@ def tradeoff(
         "limit": limit,
     }
     path = Path(out)
-    with resumable(), _claimed(path, about) as rows:
+    keep = lambda rows, file: _kept(rows, file, measured)
+    with resumable(), claimed(path, about, {"member", "seed", "clean", "robust", "seconds"}, keep) as rows:
         trainer = _Trainer(path, architecture, recipe, data, test, measured, attack, limit, device)
         todo = [(member, seed) for seed in seeds for member in members]
         done = {(row["member"], row["seed"]) for row in rows}
@@ -228,44 +228,13 @@ def _split(text: str) -> tuple[str, str | None]:
     return text.strip(), None
 
 
-class _claimed:
-    """The rows of a family's folder, which is this process's for as long as this lasts."""
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.about = path, json.loads(json.dumps(about))
-
-    def __enter__(self) -> list[Row]:
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out should be a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = locked(self.path)
-        try:
-            return self._open()
-        except BaseException:
-            os.close(self.lock)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.lock)
-
-    def _open(self) -> list[Row]:
-        identity = self.path / "run.json"
-        if identity.exists():
-            known = read_json(identity)
-            different = [key for key in {**known, **self.about} if known.get(key) != self.about.get(key)]
-            if different:
-                raise UsageError(f"{self.path} holds another family ({', '.join(different)} differ); give --out another folder")
-        elif any(self.path.iterdir()):
-            raise UsageError(f"{self.path} holds other files; give --out a new or an empty folder")
-        replace(identity, json.dumps(self.about, indent=2) + "\n")
-        rows = read_rows(self.path / "rows.jsonl", {"member", "seed", "clean", "robust", "seconds"})
-        if not all(_well_formed(row, self.about["at"]) for row in rows):
-            raise damaged(self.path / "rows.jsonl", "a row is of other threat models, or holds no counts")
-        if len({(row["member"], row["seed"]) for row in rows}) < len(rows):
-            raise damaged(self.path / "rows.jsonl", "a network has two rows")
-        # A last line that was cut off is not there.
-        replace(self.path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        return rows
+def _kept(rows: list[Row], path: Path, at: Sequence[str]) -> list[Row]:
+    """The rows, where each is one that there can be."""
+    if not all(_well_formed(row, at) for row in rows):
+        raise damaged(path, "a row is of other threat models, or holds no counts")
+    if len({(row["member"], row["seed"]) for row in rows}) < len(rows):
+        raise damaged(path, "a network has two rows")
+    return rows
 
 
 def _well_formed(row: Row, at: Sequence[str]) -> bool:

@@ -124,7 +124,7 @@ def test_the_command_extends_what_is_there(tmp_path, capsys):
     for new, old in zip(again, map(json.loads, rows.splitlines()), strict=True):
         assert {**new, "seconds": None} == {**old, "seconds": None}
     code, _, err = _run(*QUICK, "--lr", 0.01, "--out", out, capsys=capsys)
-    assert (code, "holds another family (recipe differ)" in err) == (2, True)
+    assert (code, "holds another run (other recipe)" in err) == (2, True)
 
 
 def test_a_stopped_family_goes_on(tmp_path):
