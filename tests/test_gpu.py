@@ -7,7 +7,10 @@ import torch
 
 from advkit import Lp, evaluate, run
 from advkit.attacks import FMN, PGD, Square
+from advkit.data import load
+from advkit.defenses import NFGSM, train
 from advkit.models import networks
+from advkit.train import Recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -30,3 +33,11 @@ def test_an_evaluation_on_a_gpu():
     model = networks.build("mnist-cnn(width=8)").cuda()
     result = evaluate(model, "mnist-5k", threat="linf(0.1)", attacks=["fgsm", "square(queries=20)"], limit=50, device="cuda")
     assert len(result.rows) == 50
+
+
+def test_training_on_a_gpu_in_mixed_precision():
+    digits = load("mnist-5k", split="train")
+    recipe = Recipe(epochs=3, batch_size=100, lr=0.05, precision="bfloat16")
+    trained = train(networks.build("mnist-cnn(width=8)"), digits, NFGSM(Lp(math.inf, 0.1)), recipe, device="cuda")
+    assert next(trained.model.parameters()).is_cuda
+    assert trained.history[-1].robust > 0.5

@@ -436,8 +436,10 @@ def test_killed_and_resumed_training_ends_in_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_fast_training_without_a_random_start_collapses_and_the_guard_says_so():
     digits = load("mnist-5k", split="train")
-    recipe = Recipe(epochs=20, batch_size=50, lr=5e-3, weight_decay=0.0, optimizer="adam", schedule="constant")
+    recipe = Recipe(epochs=8, batch_size=50, lr=2e-3, weight_decay=0.0, optimizer="adam")
     trained = train(networks.build("mnist-small"), digits, FastTraining(Lp(INF, 0.3), start=False, alpha=1.0), recipe)
     assert trained.warning.startswith("catastrophic overfitting began in epoch")
-    assert trained.history[trained.epoch].robust >= max(check.robust for check in trained.history) - 0.03
-    assert trained.history[-1].robust < 0.5 * trained.history[-1].one_step
+    last = trained.history[-1]
+    assert last.one_step > 0.5
+    assert last.robust < 0.05
+    assert trained.history[trained.epoch].robust >= max(check.robust for check in trained.history) - 0.01
