@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,25 +27,6 @@ TAU = 0.5
 """What the regularizer lets pass: an E r_i of E r_0 / TAU, and active neurons TAU times as strong as inactive ones."""
 BEND = 0.25
 """The share of a ramp in which the radius grows as the fourth power."""
-
-
-class Scheduled(Protocol):
-    """The settings of a certified training: those of :class:`IBPTraining`."""
-
-    @property
-    def threat(self) -> Lp: ...  # noqa: D102
-    @property
-    def warm(self) -> float: ...  # noqa: D102
-    @property
-    def ramp(self) -> float: ...  # noqa: D102
-    @property
-    def kappa(self) -> float: ...  # noqa: D102
-    @property
-    def weight(self) -> float: ...  # noqa: D102
-
-
-Margins = Callable[[Network, Region, list[ibp.Interval], Tensor, float], Tensor]
-"""(network, region, intervals, C, share of the radius) to m."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,13 @@ class IBPTraining:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        check_schedule(self)
+        check_ball(self.threat)
+        for name in ("warm", "ramp", "kappa"):
+            check_share(name, getattr(self, name))
+        if self.warm + self.ramp > 1:
+            raise UsageError(f"warm and ramp are {self.warm} and {self.ramp}; together they should be at most 1")
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"weight is {self.weight}; it should be at least 0")
 
     @property
     def settled(self) -> float:
@@ -90,23 +75,26 @@ class IBPTraining:
         initialize(model, rng)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, at: float = 1.0) -> Tensor:
-        """The mean over the batch, with shape ()."""
-        return worst_loss(self, model, x, y, at, lambda network, _region, found, c, _share: ibp.margins(network, found, c))
+        """The mean over the batch, with the regularizer and the clean loss beside it, with shape ()."""
+        share = strength(at, self.warm, self.ramp)
+        if share == 0:
+            return F.cross_entropy(logits_of(model(x)), y)
+        # Most of these networks have no use for a clean pass, which costs a third of the step.
+        logits, statistics = observe(model, x) if self.kappa or learns_statistics(model) else (None, {})
+        network = trace(model, x, statistics=statistics)
+        region = Region.around(x, dataclasses.replace(self.threat, eps=share * self.threat.eps))
+        found = ibp.intervals(network, region.low, region.high)
+        m = self.margins(network, region, found, ibp.versus(y, network.nodes[-1].shape[0], x.dtype), share)
+        worst = F.softplus(torch.logsumexp(-m, 1)).mean()
+        if self.kappa:
+            kappa = 1 - share * (1 - self.kappa)
+            worst = kappa * F.cross_entropy(logits_of(logits), y) + (1 - kappa) * worst
+        weight = self.weight * (1 - share)
+        return worst + weight * balance(network, found) if weight else worst
 
-
-def check_schedule(loss: Scheduled) -> None:
-    """Refuse settings that no certified training can have.
-
-    Raises:
-        UsageError: A threat model that bounds do not serve, or shares that do not fit.
-    """
-    check_ball(loss.threat)
-    for name in ("warm", "ramp", "kappa"):
-        check_share(name, getattr(loss, name))
-    if loss.warm + loss.ramp > 1:
-        raise UsageError(f"warm and ramp are {loss.warm} and {loss.ramp}; together they should be at most 1")
-    if not 0 <= loss.weight < math.inf:
-        raise UsageError(f"weight is {loss.weight}; it should be at least 0")
+    def margins(self, network: Network, region: Region, found: list[ibp.Interval], c: Tensor, share: float) -> Tensor:
+        """m, with shape (N, K - 1), from the intervals and the C that makes margins of logits, at a share of the radius."""
+        return ibp.margins(network, found, c)
 
 
 def strength(at: float, warm: float, ramp: float) -> float:
@@ -123,25 +111,6 @@ def strength(at: float, warm: float, ramp: float) -> float:
     # The two parts meet with the same slope.
     rate = 1 / (4 * BEND**3 * (1 - BEND) + BEND**4)
     return rate * t**4 if t < BEND else rate * BEND**3 * (BEND + 4 * (t - BEND))
-
-
-def worst_loss(loss: Scheduled, model: nn.Module, x: Tensor, y: Tensor, at: float, margins: Margins) -> Tensor:
-    """log(1 + sum_j exp(-m_j)), with the regularizer and the clean loss beside it, the mean over the batch, with shape ()."""
-    share = strength(at, loss.warm, loss.ramp)
-    if share == 0:
-        return F.cross_entropy(logits_of(model(x)), y)
-    # Most of these networks have no use for a clean pass, which costs a third of the step.
-    logits, statistics = observe(model, x) if loss.kappa or learns_statistics(model) else (None, {})
-    network = trace(model, x, statistics=statistics)
-    region = Region.around(x, dataclasses.replace(loss.threat, eps=share * loss.threat.eps))
-    found = ibp.intervals(network, region.low, region.high)
-    m = margins(network, region, found, ibp.versus(y, network.nodes[-1].shape[0], x.dtype), share)
-    worst = F.softplus(torch.logsumexp(-m, 1)).mean()
-    if loss.kappa:
-        kappa = 1 - share * (1 - loss.kappa)
-        worst = kappa * F.cross_entropy(logits_of(logits), y) + (1 - kappa) * worst
-    weight = loss.weight * (1 - share)
-    return worst + weight * balance(network, found) if weight else worst
 
 
 def balance(network: Network, found: list[ibp.Interval]) -> Tensor:

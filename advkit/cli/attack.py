@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli import tables
 from advkit.cli.given import add_options, behind, data_of, model_of
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def _draw(result: Evaluation, out: Path, pictures: int) -> None:
 
 def show(result: Evaluation) -> None:
     """Print what was found as tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -126,17 +125,13 @@ def show(result: Evaluation) -> None:
     table = Table(title=escape(title), show_header=False)
     for name, value in _lines(result, summary):
         table.add_row(escape(name), escape(value))
-    tables = [table, _attack_table(summary["attacks"])]
+    shown = [table, _attack_table(summary["attacks"])]
     if summary["curve"]:
         curve = Table("radius", escape("robust accuracy [95 %]"), title="robust accuracy over the radius")
         for row in summary["curve"]:
             curve.add_row(f"{row['eps']:g}", escape(_percent(row)))
-        tables.append(curve)
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(*tables)
-    print(captured.get(), end="")
+        shown.append(curve)
+    tables.show(*shown)
 
 
 def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]:

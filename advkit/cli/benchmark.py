@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +138,6 @@ def _named(given: str) -> tuple[str, str]:
 
 def show(records: Records, decisions: Sequence[Decision] = ()) -> None:
     """Print what was found as tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -151,10 +151,7 @@ def show(records: Records, decisions: Sequence[Decision] = ()) -> None:
                 rates = (records.clean_accuracy(model), records.robust(model, family, eps))
                 cells = (model, str(rates[0]), records.threat(family, eps), str(rates[1]), suspect)
                 table.add_row(*map(escape, cells))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table)
     _show_findings(records)
     for decision in decisions:
         print(f"gate {decision.verdict}: {decision.sentence}")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli import tables
 from advkit.cli.given import add_options, data_of, model_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ def _why(result: Certification) -> str:
 
 def show(result: Certification) -> None:
     """Print what is certain as tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -91,18 +91,14 @@ def show(result: Certification) -> None:
     table = Table(title=escape(title), show_header=False)
     for name, value in _lines(result):
         table.add_row(escape(name), escape(value))
-    tables = [table]
+    shown = [table]
     if curve := result.curve():
         over = Table("radius", escape("certified accuracy [95 %]"), title="certified accuracy over the radius")
         for row in curve:
             share = f"{100 * row['value']:.2f} % [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
             over.add_row(f"{row['eps']:g}", escape(share))
-        tables.append(over)
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(*tables)
-    print(captured.get(), end="")
+        shown.append(over)
+    tables.show(*shown)
 
 
 def _lines(result: Certification) -> list[tuple[str, str]]:

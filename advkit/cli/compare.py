@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     from advkit.benchmarks.compare import Comparison
@@ -85,7 +86,6 @@ def pairs(given: Sequence[str] | None, base: Records, head: Records) -> dict[str
 
 def show(result: Comparison) -> None:
     """Print the comparison as a table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -96,11 +96,7 @@ def show(result: Comparison) -> None:
     table = Table(*(escape(head) for head in HEADS), title=escape(f"{result.head} (head) beside {result.base} (base)"))
     for row in result.rows:
         table.add_row(*map(escape, row.cells()))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table, width=160)
     worse = [row for row in result.rows if row.verdict == "worse"]
     lines = [f"{row.head} is worse{f' than {row.base}' if row.base != row.head else ''} in {row.quantity}" for row in worse]
     print("; ".join(lines) if lines else f"nothing is shown to be worse, at alpha {result.alpha:g}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli import tables
 from advkit.cli.given import add_options, data_of, model_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ def compared(arguments: argparse.Namespace) -> CrossCheck:
 
 def show(result: CrossCheck) -> None:
     """Print what every library broke, and why some examples were broken by others only."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -110,11 +109,7 @@ def show(result: CrossCheck) -> None:
     only = Table("example", "library", "attack", "distance", "why", title="broken by others only")
     for row in result.rows:
         only.add_row(str(row.index), row.library, escape(row.attack), f"{row.distance:.5g}", escape(row.sentence))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table, *([only] if result.rows else []))
-    print(captured.get(), end="")
+    tables.show(table, *([only] if result.rows else []))
     for tally in result.libraries:
         for failure in tally.failures:
             print(f"{tally.library}: {failure}")

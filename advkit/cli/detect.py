@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     from advkit.benchmarks.detect import Detection
@@ -103,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(result: Detection) -> None:
     """Print what was found as a table, the classifier alone first."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -119,7 +119,4 @@ def show(result: Detection) -> None:
         adaptive = ("adaptive", found.auc_adaptive, found.tpr_adaptive, found.robust_adaptive, "", "")
         for name, cells in ((found.detector, naive), ("", adaptive)):
             table.add_row(escape(name), *("-" if cell is None else escape(str(cell)) for cell in cells))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table, width=160)

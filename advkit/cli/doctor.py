@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli import tables
 from advkit.cli.given import add_options, data_of, model_of
 
 if TYPE_CHECKING:
@@ -87,18 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(found: Sequence[Finding], title: str) -> None:
     """Print the findings as a table, then what to do about those that fired."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("check", "verdict", "evidence", title=escape(title))
     for finding in found:
         table.add_row(finding.check, finding.severity, escape(finding.evidence))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table)
     for finding in found:
         if finding.severity != "fine":
             print(f"{finding.check}: {finding.advice}\n  {finding.command}")

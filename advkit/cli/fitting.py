@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +223,6 @@ def _answers(model: Model, task: Task, change: Callable[[Tensor, Tensor], Tensor
 
 def show(title: str, outcomes: list[Outcome], target: int | None) -> None:
     """Print what was found as a table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -230,10 +230,7 @@ def show(title: str, outcomes: list[Outcome], target: int | None) -> None:
     table = Table("model", goal, "before", "accuracy", "before", title=escape(title))
     for one in outcomes:
         table.add_row(*(escape(str(cell)) for cell in (one.model, one.success, one.before, one.accuracy, one.accuracy_before)))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 140)
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table, width=140)
 
 
 def save(

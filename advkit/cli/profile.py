@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
+from advkit.cli import tables
 from advkit.cli.given import add_options, data_of, model_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(result: Profile) -> None:
     """Print the speeds as a table, and the rest as sentences."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -80,11 +79,7 @@ def show(result: Profile) -> None:
         both = "-" if speed.gradients is None else f"{speed.gradients:,.0f}"
         used = [f"{speed.memory / 2**20:,.0f} MiB"] if memory else []
         table.add_row(speed.precision, str(speed.batch_size), f"{speed.forwards:,.0f}", both, *used)
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table)
     for sentence in sentences(result):
         print(sentence)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     from advkit.benchmarks.statistics import Estimate
@@ -91,7 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(result: Tradeoff) -> None:
     """Print the family as a table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -105,11 +105,7 @@ def show(result: Tradeoff) -> None:
             cells.append(percent(result.accuracy(member, at)))
             cells.append("" if member == result.members[0] else percent(result.difference(member, at), "+"))
         table.add_row(escape(member), *map(escape, cells))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table, width=160)
 
 
 def percent(value: Estimate, sign: str = "") -> str:

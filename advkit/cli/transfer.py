@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from advkit.cli import tables
 
 if TYPE_CHECKING:
     from advkit.benchmarks.transfer import TransferMatrix
@@ -87,7 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(result: TransferMatrix) -> None:
     """Print the matrix as a table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -100,11 +100,7 @@ def show(result: TransferMatrix) -> None:
         table.add_row(escape(names.get(surrogate, surrogate)), *("-" if cell is None else escape(str(cell)) for cell in cells))
     table.add_section()
     table.add_row("clean accuracy", *(escape(str(result.clean[target])) for target in result.targets))
-    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
-    # Captured, because a console of its own accord ends the program when whoever reads its output has gone.
-    with console.capture() as captured:
-        console.print(table)
-    print(captured.get(), end="")
+    tables.show(table)
 
 
 def short(names: tuple[str, ...]) -> dict[str, str]:
