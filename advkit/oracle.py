@@ -44,10 +44,12 @@ class Goal:
     Arguments:
         targeted: False: the outputs must not say y, the truth. True: they must say y, the target.
         says: Compares outputs with y, row by row: (outputs, y) -> (N,) bool.
+        loss: Where outputs are no logits of classes, what takes the place of every attack's own loss: (outputs, y) -> (N,).
     """
 
     targeted: bool = False
     says: Callable[[Tensor, Tensor], Tensor] = top1
+    loss: Loss | None = None
 
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Which rows are successes, with shape (N,) and dtype bool."""
@@ -255,6 +257,7 @@ class Oracle:
 
     def rivals(self, outputs: Tensor, n: int, rows: Tensor | None = None) -> Tensor:
         """The classes other than y with the greatest logits, greatest first, (N, min(n, K - 1)) int64. No pass."""
+        self._need_classes()
         y = self._y if rows is None else self._y[rows]
         z = outputs.nan_to_num(nan=0.0).clamp(min=torch.finfo(outputs.dtype).min)
         order = z.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
@@ -312,7 +315,14 @@ class Oracle:
 
     def _value(self, loss: Loss, outputs: Tensor, who: Tensor, towards: Tensor | None) -> Tensor:
         y = self._y[who]
-        return self._sign(loss(outputs, y) if towards is None else loss(outputs, y, towards))
+        if towards is None:
+            return self._sign((self.goal.loss or loss)(outputs, y))
+        self._need_classes()
+        return self._sign(loss(outputs, y, towards))
+
+    def _need_classes(self) -> None:
+        if self.goal.loss is not None:
+            raise UsageError("the attack compares classes, and these outputs have none; use another, as in pgd")
 
     def _need(self, access: Access) -> None:
         if access > self.access:

@@ -1,0 +1,1 @@
+"""Speech: recognisers by name, what they hear, and how it is measured."""

@@ -1,0 +1,1 @@
+"""Attacks on recognisers of speech, one paper a file."""

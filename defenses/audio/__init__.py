@@ -1,0 +1,1 @@
+"""Defenses for recognisers of speech."""
