@@ -44,7 +44,8 @@ class Goal:
     Arguments:
         targeted: False: the outputs must not say y, the truth. True: they must say y, the target.
         says: Compares outputs with y, row by row: (outputs, y) -> (N,) bool.
-        loss: Where outputs are no logits of classes, what takes the place of every attack's own loss: (outputs, y) -> (N,).
+        loss: Where outputs are no logits of classes, what takes the place of every attack's own loss: (outputs, y) -> (N,),
+            not negative. In a search for the closest its values have the sign of the margin: positive on success.
     """
 
     targeted: bool = False
@@ -316,9 +317,16 @@ class Oracle:
     def _value(self, loss: Loss, outputs: Tensor, who: Tensor, towards: Tensor | None) -> Tensor:
         y = self._y[who]
         if towards is None:
-            return self._sign((self.goal.loss or loss)(outputs, y))
+            values = self._sign((self.goal.loss or loss)(outputs, y))
+            return self._margin(values, outputs, y) if self.goal.loss and self.threat.eps == math.inf else values
         self._need_classes()
         return self._sign(loss(outputs, y, towards))
+
+    def _margin(self, values: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """The goal's own loss in the sense of the margin, which searches for the closest go by: positive on success only."""
+        far = values.detach().abs()
+        below = far if self.goal.targeted else 1 / (1 + far)
+        return values - values.detach() + torch.where(self.goal.met(outputs.detach(), y), far, -below)
 
     def _need_classes(self) -> None:
         if self.goal.loss is not None:

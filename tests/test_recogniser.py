@@ -29,7 +29,7 @@ class Tones(Recogniser):
         self.register_buffer("waves", torch.stack([torch.sin(2 * torch.pi * f * t) for f in (50, 120, 210)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.waves[:, : x.shape[1]].T.to(x.dtype)).abs()
+        return (x @ self.waves[:, : x.shape[1]].T.to(x.dtype)).abs() / 10
 
     def text(self, outputs: Tensor) -> list[str]:
         return [SAID[k] for k in outputs.argmax(1).tolist()]
