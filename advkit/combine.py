@@ -17,7 +17,7 @@ from advkit.oracle import Access, Oracle, Through
 from advkit.spec import check_whole
 from advkit.streams import Streams
 from advkit.threat import Lp
-from advkit.transforms import Transform
+from advkit.transforms import Chain
 
 
 class Wrapper:
@@ -64,9 +64,9 @@ class Lens(Oracle):
         """The oracle's."""
         return self.oracle.outputs(x_adv, rows, through=through)
 
-    def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+    def fooled(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
         """The oracle's."""
-        return self.oracle.fooled(x_adv, rows)
+        return self.oracle.fooled(x_adv, rows, through=through)
 
     def loss(
         self,
@@ -137,7 +137,7 @@ class Restarts(Wrapper):
 class _Mean(Lens):
     """The oracle, with the mean of n answers in place of one, each through another view where there are views."""
 
-    def __init__(self, oracle: Oracle, n: int, seen: Transform | None, threat: Lp, rng: Streams) -> None:
+    def __init__(self, oracle: Oracle, n: int, seen: Chain | None, threat: Lp, rng: Streams) -> None:
         super().__init__(oracle)
         self.n, self.seen, self.within, self.rng = n, seen, threat, rng
 
@@ -148,8 +148,9 @@ class _Mean(Lens):
         # A word of every row for each view, whichever rows are sent, so that all streams stay in step.
         return [self._view(self.seen, through, Streams(self.rng.words(()))) for _ in range(self.n)]
 
-    def _view(self, seen: Transform, through: Through | None, rng: Streams) -> Through:
-        low, width = self.within.low, self.within.width
+    def _view(self, seen: Chain, through: Through | None, rng: Streams) -> Through:
+        # Images are shown in [0, 1], sounds as they are.
+        low, width = (0.0, 1.0) if seen.sound else (self.within.low, self.within.width)
 
         def change(z: Tensor, who: Tensor) -> Tensor:
             z = z if through is None else through(z, who)
@@ -161,9 +162,10 @@ class _Mean(Lens):
         """The mean of the logits."""
         return torch.stack([self.oracle.outputs(x_adv, rows, through=view) for view in self._views(through)]).mean(0)
 
-    def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+    def fooled(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
         """Whether more than half of the answers for the candidates themselves meet the goal."""
-        return 2 * torch.stack([self.oracle.fooled(x_adv, rows) for _ in range(self.n)]).sum(0) > self.n
+        answers = [self.oracle.fooled(x_adv, rows, through=through) for _ in range(self.n)]
+        return 2 * torch.stack(answers).sum(0) > self.n
 
     def loss(
         self,
@@ -220,7 +222,8 @@ class Expect(Wrapper):
     Arguments:
         attack: The attack.
         n: How many answers are taken in place of one.
-        view: The random transforms of the images, by the names of ``advkit.transforms``: ``rotate(30)+jpeg(70)``.
+        view: The random transforms of the inputs, by the names of ``advkit.transforms``: ``rotate(30)+jpeg(70)`` for images,
+            ``room+noise(20)`` for sounds, at the rate of the model where it says one.
 
     Raises:
         UsageError: n is less than 1, the view cannot be read, or the attack takes labels only and there is a view.
@@ -247,6 +250,9 @@ class Expect(Wrapper):
     def __call__(self, oracle: Oracle, x: Tensor, threat: Lp, rng: Streams) -> Tensor:
         """The attack's last iterate."""
         seen = transforms.view(self.view) if self.view else None
+        rate = getattr(oracle._model, "rate", None)
+        if seen is not None and seen.sound and rate is not None:
+            seen = seen.at(rate)
         return self.attack(_Mean(oracle, self.n, seen, threat, rng), x, threat, rng)
 
 

@@ -213,9 +213,9 @@ class Oracle:
         outputs, sent, _ = self._forward(x_adv, rows, through)
         return _scatter(outputs, sent, len(x_adv), math.nan)
 
-    def fooled(self, x_adv: Tensor, rows: Tensor | None = None) -> Tensor:
+    def fooled(self, x_adv: Tensor, rows: Tensor | None = None, *, through: Through | None = None) -> Tensor:
         """Which candidates meet the goal, inside the threat model or not, (N,) bool. One forward pass; needs labels only."""
-        outputs, sent, who = self._forward(x_adv, rows, None)
+        outputs, sent, who = self._forward(x_adv, rows, through)
         return _scatter(self.goal.met(outputs, self._y[who]), sent, len(x_adv), False)
 
     def loss(

@@ -18,6 +18,7 @@ from advkit.changes import Flow as Flow
 from advkit.changes import Masked as Masked
 from advkit.changes import Rotation as Rotation
 from advkit.changes import Sticker as Sticker
+from advkit.sound.masking import Masking as Masking
 from advkit.sound.threats import Level as Level
 from advkit.sound.threats import Snr as Snr
 from advkit.spec import Table
@@ -92,8 +93,8 @@ BALLS: Table = {
 }
 """The balls that a spec may name: ``linf(8/255)``, ``l2`` (no radius: the closest example)."""
 
-SOUNDS: Table = {"snr": Snr, "linf_db": Level}
-"""The changes of a waveform: ``snr(30)``, ``linf_db(-40)``."""
+SOUNDS: Table = {"snr": Snr, "linf_db": Level, "masking": Masking}
+"""The changes of a waveform: ``snr(30)``, ``linf_db(-40)``, ``masking(0)``."""
 
 CHANGES: Table = {"rotation": Rotation, "flow": Flow, "colour": Colour, "sticker": Sticker, **SOUNDS}
 """The changes that a spec may name: ``rotation(angle=30)``."""

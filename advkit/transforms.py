@@ -1,17 +1,19 @@
-"""Random views of an image: turned, printed, photographed, compressed. What a physical attack has to survive.
+"""Random views: an image turned, printed, photographed, compressed, a sound in a room. What a physical attack has to survive.
 
 A transform is called with images x in [0, 1], with shape (M, C, H, W), the random streams, and the numbers of the rows that
 the images belong to, with shape (M,). Its result has the shape and range of x, depends on an image's own row only, and is
-differentiable in x. The mean over such views is what an attack in the physical world maximizes (Athalye, Engstrom, Ilyas and
-Kwok, 2018, "Synthesizing robust adversarial examples", https://arxiv.org/abs/1707.07397).
+differentiable in x. Those of sounds, for waveforms (M, T) in [-1, 1], are in ``advkit.sound``. The mean over such views is
+what an attack in the physical world maximizes (Athalye, Engstrom, Ilyas and Kwok, 2018, "Synthesizing robust adversarial
+examples", https://arxiv.org/abs/1707.07397).
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +21,17 @@ from torch.nn import functional as F
 
 from advkit import spec
 from advkit.errors import UsageError
+from advkit.sound.air import AIR, at
+from advkit.sound.codecs import CODECS
+from advkit.sound.filters import FILTERS
 from advkit.streams import Streams
 
 
 class Transform(Protocol):
-    """A random change of images; frozen data."""
+    """A random change of images, or of sounds; frozen data."""
 
     def __call__(self, x: Tensor, rng: Streams, rows: Tensor) -> Tensor:
-        """``x`` as seen this time, in [0, 1], with shape (M, C, H, W)."""
+        """``x`` as seen this time, with its shape."""
 
 
 def _check_images(name: str, x: Tensor) -> None:
@@ -312,16 +317,25 @@ class Chain:
         parts: The transforms.
     """
 
-    parts: tuple[Transform, ...]
+    parts: tuple[Any, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether they change sounds, in [-1, 1], and not images, in [0, 1]."""
+        return type(self.parts[0]) in SOUNDS.values()
+
+    def at(self, rate: int) -> Chain:
+        """The same for sounds of another rate, in samples a second."""
+        return Chain(tuple(at(part, rate) for part in self.parts))
 
     def __call__(self, x: Tensor, rng: Streams, rows: Tensor) -> Tensor:
-        """The images after all of them."""
+        """The inputs after all of them."""
         for part in self.parts:
             x = part(x, rng, rows)
         return x
 
 
-TRANSFORMS: spec.Table = {
+TRANSFORMS: dict[str, Callable[..., Any]] = {
     "rotate": Rotate,
     "scale": Scale,
     "perspective": Perspective,
@@ -330,18 +344,28 @@ TRANSFORMS: spec.Table = {
     "print": Print,
     "jpeg": JPEG,
 }
-"""The transforms that a view may name."""
+"""The transforms of images that a view may name."""
+
+SOUNDS: dict[str, Callable[..., Any]] = {**AIR, **CODECS, **FILTERS}
+"""Those of sounds."""
 
 _PLUS = re.compile(r"\+(?![^(]*\))")
 
 
-def view(text: str) -> Transform:
-    """The transform that a text names: one or several of the table joined by ``+``, in the order in which they happen.
+def view(text: str) -> Chain:
+    """The transform that a text names: one or several of a table joined by ``+``, in the order in which they happen.
+
+    The first name says whether it is a view of images or of sounds.
 
     Raises:
         UsageError: The text is not of this form, or a name or a setting is unknown or has a wrong value.
 
     >>> view("rotate(30)+jpeg(70)")
     Chain(parts=(Rotate(degrees=30.0), JPEG(quality=70)))
+    >>> view("room+noise(10)").sound
+    True
     """
-    return Chain(tuple(spec.parse(part, TRANSFORMS, "transform") for part in _PLUS.split(text)))
+    parts = _PLUS.split(text)
+    first = parts[0].partition("(")[0].strip()
+    known = next((table for table in (TRANSFORMS, SOUNDS) if first in table), TRANSFORMS | SOUNDS)
+    return Chain(tuple(spec.parse(part, known, "transform") for part in parts))
