@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit import models, processes
+from advkit.audio.ctc import CTC
+from advkit.audio.recogniser import Phrases
+from advkit.audio.text import wer
 from advkit.course import Check as Check
 from advkit.course import Course, numbers
 from advkit.course import Diverged as Diverged
@@ -31,7 +34,7 @@ from advkit.course import kept as kept
 from advkit.data.dataset import Data
 from advkit.engine import frozen
 from advkit.errors import ModelError, UsageError, first_line
-from advkit.oracle import answer, logits_of
+from advkit.oracle import answer, logits_of, top1
 from advkit.recipe import RECIPES as RECIPES
 from advkit.recipe import SCHEDULES as SCHEDULES
 from advkit.recipe import Recipe as Recipe
@@ -69,6 +72,22 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, at: float = 1.0) -> Tensor:
         """The mean over the batch, with shape ()."""
         return F.cross_entropy(logits_of(model(x)), y, label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """-log P(text | x) over all ways to say it, the loss of a network that spells: see :class:`advkit.audio.ctc.CTC`.
+
+    Arguments:
+        texts: The texts; label y stands for ``texts[y]``.
+    """
+
+    texts: tuple[str, ...]
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, at: float = 1.0) -> Tensor:
+        """The mean over the batch, with shape ()."""
+        recogniser = CTC(model)
+        return recogniser.loss(recogniser(x), [self.texts[k] for k in y.tolist()]).mean()
 
 
 @dataclass(frozen=True)
@@ -200,6 +219,19 @@ FEW = 8
 """How many examples a model is looked at with."""
 
 
+def plain(model: nn.Module, data: Data) -> TrainingLoss:
+    """The loss of plain training: :class:`Spelling` for a network that spells, and the cross entropy for any other."""
+    return Spelling(data.classes) if hasattr(model, "alphabet") else CrossEntropy()
+
+
+def answering(model: nn.Module, data: Data) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    """What answers for a network, and when its outputs say a label, (outputs, y) to (N,) bool: the class, or the text."""
+    if not hasattr(model, "alphabet"):
+        return model, top1
+    recogniser = CTC(model)
+    return recogniser, Phrases(recogniser, data.classes).says
+
+
 def check_fits(model: nn.Module, data: Data) -> None:
     """Refuse data that a model cannot learn from, or be checked on.
 
@@ -211,10 +243,37 @@ def check_fits(model: nn.Module, data: Data) -> None:
         raise UsageError("the model has no parameters; there is nothing to train")
     if not len(data):
         raise UsageError(f"{data.name} holds no examples; there should be at least one")
+    _check_rate(model, data)
     x, _ = data.batch(0, FEW)
+    if hasattr(model, "alphabet"):
+        _check_spells(model, data, x.to(first))
+        return
     # A model whose answers are random draws from the global generator.
     with _drawing(0):
         models.inspect(models.wrap(model), x.to(first), data.y, len(data.classes))
+
+
+def _check_rate(model: nn.Module, data: Data) -> None:
+    """Refuse sounds at another rate than a network's own."""
+    rate = getattr(model, "rate", None)
+    if rate is None:
+        return
+    if data.kind != "waveform":
+        raise UsageError(f"{data.name} is of kind {data.kind}; the network takes waveforms")
+    if data.rate not in (None, rate):
+        has = f"{data.name} has {data.rate} samples a second and the network takes {rate}"
+        raise UsageError(f"{has}; build it for that, with rate={data.rate}")
+
+
+def _check_spells(model: nn.Module, data: Data, x: Tensor) -> None:
+    """Refuse texts that a network cannot say, and sounds that it cannot take."""
+    if not data.classes:
+        raise UsageError(f"{data.name} has no names of classes; a network that spells learns their letters")
+    recogniser = CTC(model)
+    for text in data.classes:
+        recogniser.check_text(text)
+    with frozen(model), torch.no_grad():
+        answer(recogniser, x)
 
 
 def _check_batches(model: nn.Module, data: Data, recipe: Recipe, extra: Extra | None) -> None:
@@ -404,9 +463,26 @@ def _augmented(x: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
 def accuracy(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[int, int]:
     """How many examples the model gets right, and how many there are; the model's mode is left as it was."""
     first = next(model.parameters(), torch.empty(0))
-    right = 0
-    with frozen(model), torch.no_grad():
+    right, (module, says) = 0, answering(model, data)
+    with frozen(module), torch.no_grad():
         for start in range(0, len(data), batch_size):
             x, y = data.batch(start, start + batch_size)
-            right += int((answer(model, x.to(first)).argmax(1).cpu() == y).sum())
+            right += int(says(answer(module, x.to(first)).cpu(), y).sum())
     return right, len(data)
+
+
+def word_error_rate(model: nn.Module, data: Data, batch_size: int = 100) -> float:
+    """The edits from the words that were said to those that a network spells, as a share of the words that were said.
+
+    Raises:
+        UsageError: jiwer is not installed.
+    """
+    first, recogniser = next(model.parameters()), CTC(model)
+    edits, words = 0.0, 0
+    with frozen(recogniser):
+        for start in range(0, len(data), batch_size):
+            x, y = data.batch(start, start + batch_size)
+            for text, heard in zip((data.classes[k] for k in y.tolist()), recogniser.transcribe(x.to(first)), strict=True):
+                n = len(text.split())
+                edits, words = edits + n * wer(text, heard), words + n
+    return edits / words

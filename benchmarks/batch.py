@@ -21,6 +21,7 @@ from advkit.benchmarks.plan import Plan, threat_name
 from advkit.engine import Attack, AttackResult, run
 from advkit.errors import UsageError
 from advkit.oracle import Goal, answer
+from advkit.sound import wav
 from advkit.streams import Streams
 from advkit.threat import Change, Lp
 from advkit.version import __version__
@@ -187,12 +188,23 @@ class _Grid:
             rows = (success & ~self.works).nonzero().squeeze(1)
             if not len(rows):
                 return
-            tried = threat.snap(x_adv[rows], self.x[rows], self.levels, outward)
+            tried = self.read(self.stored(threat.snap(x_adv[rows], self.x[rows], self.levels, outward)))
             outputs, met = answers(self.plan, tried, self.wanted[rows], self.goal, self.fit)
             met &= threat.allows(tried, self.x[rows])
             self.z[rows[met]], self.works[rows[met]] = tried[met], True
             self.says[rows[met]] = outputs[met].argmax(1)
             self.worst.checks[rows] += self.plan.votes
+
+    def stored(self, z: Tensor) -> Tensor:
+        """What a file holds of inputs (N, *): uint8 for 8-bit data; int16 for sounds, where 1 itself has no number."""
+        threat = self.plan.threat
+        whole = ((z - threat.low) * (self.levels / (threat.high - threat.low))).round()
+        return whole.to(torch.uint8) if self.levels == 255 else (whole - wav.STEPS).clamp(max=wav.STEPS - 1).to(torch.int16)
+
+    def read(self, stored: Tensor) -> Tensor:
+        """The inputs (N, *) that a file gives back."""
+        whole = stored.to(self.x.dtype) + (0 if self.levels == 255 else wav.STEPS)
+        return whole / self.levels * (self.plan.threat.high - self.plan.threat.low) + self.plan.threat.low
 
     def _attack_again(self) -> None:
         """Run the attacks once more on what did not survive, with the rounding in front of the model."""
@@ -236,8 +248,7 @@ class _Grid:
 def _tensors(plan: Plan, x: Tensor, worst: _Worst, grid: _Grid | None) -> dict[str, Tensor]:
     tensors = {"x": x.cpu(), "x_adv": worst.x_adv.cpu()}
     if grid is not None:
-        whole = (grid.z - plan.threat.low) * (grid.levels / (plan.threat.high - plan.threat.low))
-        tensors["x_8bit"] = whole.round().to(torch.uint8).cpu()
+        tensors["x_8bit" if grid.levels == 255 else "x_16bit"] = grid.stored(grid.z).cpu()
     if worst.change is not None:
         tensors["change"] = worst.change.cpu()
     return tensors

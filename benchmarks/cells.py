@@ -20,7 +20,7 @@ import torch
 
 import advkit as package
 from advkit import models as models_by_name
-from advkit.benchmarks.plan import STAND_IN, Plan, parse_threat, plan, threat_name
+from advkit.benchmarks.plan import STAND_IN, Plan, parse_threat, plan, rate_of, threat_name
 from advkit.benchmarks.store import FORMAT
 from advkit.benchmarks.suitefile import Entry, Suite, Threat, check_name
 from advkit.data import Data
@@ -96,7 +96,7 @@ class Prepared:
         """What ``benchmark.json`` says, for the blocks that count, with what repeats the run and its gates."""
         suite, data = self.suite, self.data
         seen = sorted({plan.access for plan in self.plans.values()})
-        kind = {"kind": data.kind, "low": data.low, "high": data.high}
+        kind = {"kind": data.kind, "low": data.low, "high": data.high, **rate_of(data)}
         return {
             "format": FORMAT,
             "title": suite.title,

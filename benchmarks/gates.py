@@ -3,7 +3,7 @@
 A gate is QUANTITY OP NUMBER: ``robust[linf(8/255)] >= 45 %``. QUANTITY is ``clean``, ``robust[THREAT]``, ``area[FAMILY]``
 (under the curve of robust accuracy over the radius) or ``median[FAMILY]`` (of the closest distances); OP is >=, >, <= or <;
 NUMBER is ``0.45``, ``45 %`` or ``8/255``. It is for every model, or for the one that it names: ``clean[NAME]``,
-``robust[THREAT, NAME]``.
+``robust[THREAT, NAME]``. Of attacks on a recogniser of speech it is ``success``, ``wer`` or ``snr``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from advkit.threat import BALLS, THREATS
 if TYPE_CHECKING:
     import numpy as np
 
-QUANTITIES = {"clean": 1.0, "robust": 1.0, "area": 1.0, "median": math.inf}
+SPOKEN = {"success": 1.0, "wer": math.inf, "snr": math.inf}
+"""What a gate on attacks on a recogniser of speech may be on, and the greatest number that it is compared with."""
+
+QUANTITIES = {"clean": 1.0, "robust": 1.0, "area": 1.0, "median": math.inf, **SPOKEN}
 """What a gate may be on, and the greatest number that it is compared with."""
+
+PLAIN = ("clean", *SPOKEN)
+"""The quantities that are of no threat model."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 """How a gate may compare."""
@@ -76,7 +82,7 @@ class Gate:
             raise UsageError(f"cannot read the gate {text!r}; {FORM}")
         quantity, inside, op, bound = found.groups()
         spec.check_choice("quantity of a gate", quantity, QUANTITIES)
-        threat, model = (None, inside) if quantity == "clean" else _parts(inside or "")
+        threat, model = (None, inside) if quantity in PLAIN else _parts(inside or "")
         if threat == "" or (model is not None and not model.strip()):
             raise UsageError(f"the gate {text!r} lacks a name inside the brackets; {FORM}")
         family, eps = ("", math.inf) if threat is None else _threat(threat)
@@ -89,6 +95,12 @@ class Gate:
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def bound(self) -> str:
+        """What it is compared with, and how: ``>= 45 %``."""
+        share = QUANTITIES[self.quantity] == 1
+        return f"{self.op} {f'{100 * self.number:.6g} %' if share else spec.number(self.number)}"
 
     @property
     def subject(self) -> str:
@@ -203,6 +215,8 @@ def _measured(gate: Gate, records: Records) -> str:
     """The gate's family as the run names it, after a check that the quantity was measured."""
     if gate.quantity == "clean":
         return ""
+    if gate.quantity in SPOKEN:
+        raise UsageError(f"{gate.text!r} is for recognisers of speech; of classifiers there are clean, robust, area and median")
     family = next((f for f in records.families if f == gate.family or split_threat(f)[0] == gate.family), gate.family)
     records.check_measured(family, gate.eps if gate.quantity == "robust" else _any_radius(records, family))
     if gate.quantity == "median" and not records.searched(family):
@@ -216,25 +230,25 @@ def _any_radius(records: Records, family: str) -> float:
 
 def _decide(gate: Gate, records: Records, model: str, family: str, strict: bool, interval: Interval) -> Decision:
     value, needed = _value(gate, records, model, family, interval)
-    verdict = _verdict(gate, value.low, value.high)
+    said = verdict(gate, value.low, value.high)
     findings = records.suspect(model, family) if family else ()
-    if verdict != "undecided":
+    if said != "undecided":
         needed = None
-    held = bool(findings) and strict and verdict == "passed" and gate.op in (">=", ">")
-    verdict = "undecided" if held else verdict
-    shown = spec.number(gate.number) if gate.quantity == "median" else f"{100 * gate.number:.6g} %"
+    held = bool(findings) and strict and said == "passed" and gate.op in (">=", ">")
+    said = "undecided" if held else said
     of = len(records.clean[records.clean["model"] == model])
-    sentence = f"{gate.subject} of {model} is {value} over {of:,} examples and should be {gate.op} {shown}: {verdict}"
-    if verdict == "undecided" and not held:
+    sentence = f"{gate.subject} of {model} is {value} over {of:,} examples and should be {gate.bound}: {said}"
+    if said == "undecided" and not held:
         sentence += f"; {f'about {needed:,}' if needed else 'no number of'} examples would decide it if the value stayed so"
     if findings:
         names = ", ".join(dict.fromkeys(finding.check for finding in findings))
         sentence += f"; the number is suspect ({names}){', so it cannot pass' if held else ''}"
-    fine = verdict == "passed" or (verdict == "undecided" and not strict)
-    return Decision(gate.text, model, value, verdict, bool(findings), needed, fine, sentence)
+    fine = said == "passed" or (said == "undecided" and not strict)
+    return Decision(gate.text, model, value, said, bool(findings), needed, fine, sentence)
 
 
-def _verdict(gate: Gate, low: float, high: float) -> str:
+def verdict(gate: Gate, low: float, high: float) -> str:
+    """What an interval says of a gate: ``passed``, ``failed`` or ``undecided``."""
     holds = OPERATORS[gate.op]
     ends = (holds(low, gate.number), holds(high, gate.number))
     return "passed" if all(ends) else "undecided" if any(ends) else "failed"

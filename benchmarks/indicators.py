@@ -19,6 +19,7 @@ from advkit.benchmarks.probe import ALLOWED, Case, leaves, surely
 from advkit.engine import frozen
 from advkit.losses import LOSSES, Loss, margin
 from advkit.oracle import Access, answer
+from advkit.sound.threats import Decibels, lengths
 from advkit.streams import Streams
 
 SIDE = 8 / 255
@@ -85,6 +86,15 @@ def _gradient(case: Case, loss: Loss) -> tuple[Tensor, Tensor]:
     return values.detach(), g
 
 
+def _near(case: Case, d: Tensor) -> Tensor:
+    """The inputs moved by d, (N, *), in units of the range; sounds in units of their root mean square, before their end."""
+    threat = case.threat
+    if isinstance(threat, Decibels):
+        size = case.x.norm(dim=1) / lengths(case.x).sqrt()
+        return threat.added(case.x, d * size.unsqueeze(1))
+    return (case.x + d * (threat.high - threat.low)).clamp(threat.low, threat.high)
+
+
 def unstable_predictions(case: Case) -> Finding | None:
     """The margin changes around x by far more, or far less, than its gradient says.
 
@@ -95,12 +105,11 @@ def unstable_predictions(case: Case) -> Finding | None:
     if not case.gradients or not case.threat.high - case.threat.low < math.inf or _dead(case, margin)[1]:
         return None
     before, g = _gradient(case, margin)
-    low, high = case.threat.low, case.threat.high
     rng = Streams.seeded(case.seed, range(len(case)), "cube", case.x.device)
     changes, foretold = [], []
     for _ in range(DRAWS):
         u = rng.uniform(*case.x.shape[1:], dtype=case.x.dtype)
-        z = (case.x + SIDE * (high - low) * (u - 0.5)).clamp(low, high)
+        z = _near(case, SIDE * (u - 0.5))
         changes.append(margin(case.ask(z), case.y) - before)
         foretold.append((g.nan_to_num(0.0, 0.0, 0.0) * (z - case.x)).flatten(1).sum(1))
     ratio = torch.stack(foretold).norm(dim=0) / torch.stack(changes).norm(dim=0)

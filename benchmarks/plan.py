@@ -72,7 +72,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same."""
-        kind = {"kind": self.data.kind, "low": self.data.low, "high": self.data.high}
+        kind = {"kind": self.data.kind, "low": self.data.low, "high": self.data.high, **rate_of(self.data)}
         return {
             "format": 1,
             "advkit": __version__,
@@ -92,6 +92,11 @@ class Plan:
             "fast": self.fast is not None,
             "compile": self.fast is not None and self.fast.compiled,
         }
+
+
+def rate_of(data: Data) -> dict[str, int]:
+    """The sample rate of sounds, as the files of a run note it; nothing for other data."""
+    return {} if data.rate is None else {"rate": data.rate}
 
 
 def plan(
@@ -148,7 +153,7 @@ def plan(
     on_grid = data.levels is not None and (threat.low, threat.high) == (data.low, data.high)
     if quantize and not on_grid:
         raise UsageError(
-            "there is no grid to round to: the data are not 8-bit integers in the threat's range; leave quantize out"
+            "there is no grid to round to: the data are no 8-bit integers or sounds in the threat's range; leave quantize out"
         )
     if batch_size is None:
         batch_size = max(16, min(256, ENTRIES_A_BATCH // x[0].numel()))

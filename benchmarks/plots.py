@@ -18,6 +18,7 @@ from advkit.benchmarks.statistics import Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
 COLOURS = 8
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
@@ -234,3 +235,55 @@ def _inline(out: io.StringIO, title: str) -> str:
     body = re.sub(r'((?<= id=")|(?<=href="#)|(?<=url\(#))', f"p{own}-", body)
     size = re.search(r'viewBox="[^"]*"', view)
     return f'<svg class="plot" role="img" aria-label="{title}" {size[0] if size else ""}>{body.rstrip()}'
+
+
+WINDOW = 512
+"""Samples of a spectrum of a spectrogram."""
+
+DEEP = 80.0
+"""How many decibels below the loudest a spectrogram shows."""
+
+
+def sound(x: Tensor, rate: int, top: float, loudest: float) -> str:
+    """The waveform of a sound above its spectrogram, as SVG.
+
+    Arguments:
+        x: Samples (T,) in [-1, 1].
+        rate: Samples a second.
+        top: The greatest amplitude that the waveform's axis shows.
+        loudest: The power, as :func:`spectrum_of` has it, that is 0 dB, so that drawings beside each other can be compared.
+    """
+    seconds = len(x) / rate
+    with _figure(3.6, 2.6) as (axes, out):
+        figure = axes.figure
+        axes.remove()
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(1, 2))
+        at, low, high = _envelope(x, rate)
+        upper.fill_between(at, low, high, color=_colour(0), linewidth=0.5)
+        upper.set(ylim=(-top, top), yticks=[])
+        power = spectrum_of(x)
+        levels = 10 * (power.clamp(min=1e-12) / max(loudest, 1e-12)).log10()
+        extent = (0, seconds, 0, rate / 2000)
+        lower.imshow(levels.numpy(), cmap="magma", vmin=-DEEP, vmax=0, origin="lower", aspect="auto", extent=extent)
+        lower.set(xlabel="seconds", ylabel="kHz", xlim=(0, seconds))
+        for part in (upper, lower):
+            part.set_facecolor("none")
+            part.spines[["top", "right"]].set_visible(False)
+    return _inline(out, "Waveform and spectrogram")
+
+
+def spectrum_of(x: Tensor) -> Tensor:
+    """The power of a sound (T,) by frequency, low first, and time, at most 400 times, with shape (WINDOW / 2 + 1, times)."""
+    import torch
+
+    hop = max(WINDOW // 4, len(x) // 400)
+    padded = torch.nn.functional.pad(x.float(), (0, max(0, WINDOW - len(x))))
+    return torch.stft(padded, WINDOW, hop, window=torch.hann_window(WINDOW), return_complex=True, center=False).abs().square()
+
+
+def _envelope(x: Tensor, rate: int) -> tuple[list[float], list[float], list[float]]:
+    """The times of at most 500 parts of a sound, and the least and greatest sample of each."""
+    parts = x.float().split(max(1, len(x) // 500))
+    ends = [part.aminmax() for part in parts]
+    times = [i * len(parts[0]) / rate for i in range(len(parts))]
+    return times, [float(end.min) for end in ends], [float(end.max) for end in ends]

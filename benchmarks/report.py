@@ -292,7 +292,7 @@ def page(records: Records, found: Row) -> str:
     context = _context(found)
     context["plots"] = {family: _plots(records, family) for family in records.families}
     context["galleries"] = {family: galleries(records, family) for family in records.families}
-    return _environment().get_template("report.html.jinja").render(context)
+    return environment().get_template("report.html.jinja").render(context)
 
 
 def _plots(records: Records, family: str) -> Row:
@@ -363,10 +363,11 @@ def _ledger(found: Row, family: Row) -> Row:
 
 
 def _markdown(found: Row) -> str:
-    return _environment().get_template("report.md.jinja").render(_context(marked_down(found)))
+    return environment().get_template("report.md.jinja").render(_context(marked_down(found)))
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """What renders the templates, with the filters that print numbers."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def robust_accuracy_8bit(self) -> Rate | None:
-        """The same, where only successes count that still work when they are saved as 8-bit files; None if not tried."""
+        """The same, where only successes count that still work as files of 8 bits, sounds of 16; None if not tried."""
         if not self.run["quantize"]:
             return None
         return rate(sum(row["correct"] and not row["success_8bit"] for row in self.rows), len(self.rows))

@@ -19,6 +19,7 @@ from advkit.engine import Attack, check_serves
 from advkit.errors import UsageError
 from advkit.losses import Loss, kl
 from advkit.oracle import Access, Model, Oracle, logits_of
+from advkit.sound.threats import Decibels
 from advkit.spec import check_between, check_share
 from advkit.streams import Streams
 from advkit.threat import Change, Lp
@@ -44,9 +45,19 @@ def ramped(threat: Lp | Change, ramp: float, at: float) -> Lp | Change:
     """
     if not ramp:
         return threat
-    threat = ball_of(threat, "a ramp needs")
-    eps = threat.eps * min(1.0, max(at / ramp, LEAST))
-    return dataclasses.replace(threat, eps=max(eps, 1.0) if threat.p == 0 else eps)
+    return sized(threat, threat.eps * min(1.0, max(at / ramp, LEAST)), "a ramp needs")
+
+
+def sized(threat: Lp | Change, eps: float, who: str) -> Lp | Change:
+    """The threat model with another radius, in l_0 at least one entry.
+
+    Raises:
+        UsageError: It has no single radius.
+    """
+    if isinstance(threat, Decibels):
+        return threat.with_eps(eps)
+    ball = ball_of(threat, who)
+    return dataclasses.replace(ball, eps=max(eps, 1.0) if ball.p == 0 else eps)
 
 
 def ball_of(threat: Lp | Change, who: str) -> Lp:
@@ -74,7 +85,7 @@ def check_adversary(name: str, attack: Attack, threat: Lp | Change, ramp: float,
     check_serves(attack, threat)
     check_between(f"{name}: ramp", ramp)
     if ramp:
-        ball_of(threat, f"{name}: ramp needs")
+        sized(threat, threat.eps, f"{name}: ramp needs")
     check_share(f"{name}: smoothing", smoothing)
 
 

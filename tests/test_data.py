@@ -598,12 +598,6 @@ def test_shared_cifar10():
     assert float(x.min()) < -0.5
 
 
-@needs_shared("fsdd")
-def test_shared_speech_is_not_images():
-    with pytest.raises(UsageError, match="has no column of images; its columns are audio, label, speaker"):
-        load(str(SHARED / "fsdd"))
-
-
 def write_code(tmp_path, code, name="mine.py"):
     (tmp_path / name).write_text(code)
     return str(tmp_path / name)

@@ -18,6 +18,7 @@ import torch
 import advkit
 from advkit import spec
 from advkit.attacks import ATTACKS
+from advkit.attacks.audio import SPEECH_ATTACKS
 from advkit.benchmarks import suitefile
 from advkit.benchmarks.gates import Gate
 from advkit.benchmarks.result import Evaluation
@@ -134,7 +135,7 @@ def test_commands_parse(page, command):
     attacks = given.get("attack") or []
     for attack in [attacks] if isinstance(attacks, str) else attacks:
         if attack not in SUITES:
-            spec.parse(attack, ATTACKS, "attack")
+            spec.parse(attack, {**ATTACKS, **SPEECH_ATTACKS}, "attack")
     for gate in given.get("require") or []:
         Gate.parse(gate)
     several = len(threats) > 1 and program == "advkit" and arguments[0] == "train"

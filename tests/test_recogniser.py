@@ -104,6 +104,11 @@ def test_a_function_from_sounds_to_texts_is_a_recogniser():
         ear.loss(ear(x), ["yes", "no"])
 
 
+def test_a_long_text_is_whole():
+    said = " ".join(["word"] * 400)
+    assert TextOnly(lambda x: said).transcribe(torch.ones(1, 10)) == [said]
+
+
 @pytest.mark.parametrize(("hear", "said"), [(lambda x: 3, "returned int"), (lambda x: 1 / 0, "raised ZeroDivisionError")])
 def test_a_function_that_fails_is_named(hear, said):
     with pytest.raises(ModelError, match=said):
@@ -153,7 +158,7 @@ def test_matches():
         check_said("?!")
 
 
-def test_no_answer_depends_on_padding():
+def test_without_a_random_start_no_answer_depends_on_padding():
     ear, x, y = Tones(), _sounds()[:, :150], torch.arange(3)
     long = torch.cat([x, torch.zeros(3, 50)], 1)
     short, padded = (run(ATTACKS["bim"](), ear, z, y, Level(-3), goal=goal(ear, SAID)) for z in (x, long))

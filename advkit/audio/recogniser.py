@@ -67,7 +67,7 @@ class Recogniser(nn.Module):
         return self.text(self(x))
 
 
-WIDTH = 512
+WIDTH = 4096
 """The most characters of a text that only texts are known of."""
 
 

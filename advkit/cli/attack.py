@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advkit.cli import tables
+from advkit.cli import speech, tables
 from advkit.cli.given import add_options, behind, data_of, model_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ examples:
   advkit attack --model m.onnx --data test.npz --threat "linf(8/255)" --access scores --budget 1000
   advkit attack --model m.safetensors --defend "jpeg(quality=75)" --data mnist-5k --threat "linf(0.1)" --limit 200
   advkit attack --model hf:org/name --data hf:org/data --threat "linf(4/255)" --target least-likely --limit 100
+
+  advkit attack --model pocketsphinx --attack "hidden-voice(frames=4)" --say "turn on airplane mode" --out DIR
+  advkit attack --model whisper:FOLDER --data clip.wav --target "open the front door" --attack cw --threat "snr(30)" --out DIR
 
 Several attacks count together, example by example: cheap ones first, later ones on what is left. With --out, a run that
 was stopped goes on when the same command is given again.
@@ -40,12 +43,14 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--defend", action="append", metavar="DEFENSE", help='put the model behind it: "jpeg(quality=75)"; repeatable, in order'
     )
-    command.add_argument("--data", required=True, help="advkit list data")
-    command.add_argument("--threat", required=True, help='what may change, and how far: "linf(8/255)"; advkit list threats')
+    command.add_argument("--data", help="advkit list data; for a recogniser, a sound or a folder of them")
+    command.add_argument("--threat", help='what may change, and how far: "linf(8/255)", "snr(30)"; advkit list threats')
     command.add_argument(
         "--attack", action="append", help="advkit list attacks; or a suite: standard (default), fast, black-box; repeatable"
     )
-    command.add_argument("--target", default="untargeted", help="push to a class: 3, next, random or least-likely")
+    command.add_argument(
+        "--target", help="push to a class: 3, next, random or least-likely; for a recogniser, what it should hear"
+    )
     command.add_argument("--access", choices=("gradients", "scores", "labels"), help="what the adversary sees (default: all)")
     command.add_argument("--budget", type=int, help="the most forward passes of each attack for an example")
     add_options(command, "at most so many examples, classes in proportion")
@@ -63,11 +68,17 @@ def add(commands: Any) -> None:
     command.add_argument("--compile", action="store_true", help="with --fast: translate that copy with torch.compile first")
     command.add_argument("--pictures", type=int, default=64, metavar="N", help="how many PNG pictures to save (default 64)")
     command.add_argument("--out", type=Path, metavar="DIR", help="a folder for the rows, examples, pictures and summary")
+    speech.add_options(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Attack, keep and print."""
+    from advkit.audio.loading import is_recogniser
+
+    if is_recogniser(arguments.model):
+        return speech.run(arguments)
+    speech.refuse(arguments)
     from advkit.benchmarks.evaluate import execute
     from advkit.benchmarks.plan import plan
     from advkit.cli.progress import attacking
@@ -81,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         data,
         threat=arguments.threat,
         attacks=arguments.attack,
-        goal=arguments.target,
+        goal="untargeted" if arguments.target is None else arguments.target,
         access=arguments.access,
         budget=arguments.budget,
         batch_size=arguments.batch_size,
@@ -150,7 +161,8 @@ def _lines(result: Evaluation, summary: dict[str, Any]) -> list[tuple[str, str]]
     if result.robust_accuracy_once is not None:
         lines.append((f"{robust}, never fooled once", str(result.robust_accuracy_once)))
     if result.robust_accuracy_8bit is not None:
-        lines.append((f"{robust}, as 8-bit files", str(result.robust_accuracy_8bit)))
+        bits = 16 if result.run["data"]["kind"] == "waveform" else 8
+        lines.append((f"{robust}, as {bits}-bit files", str(result.robust_accuracy_8bit)))
     lines.append(("attack success, of those right", str(result.success_rate)))
     distance = "distance" if result.run["threat"].split("(")[0] in BALLS else "size of the change"
     lines.append((f"{distance}, quantiles of those right", _quantiles(summary["distance"], "unbroken")))

@@ -51,6 +51,41 @@ def _signature(name: str, make: Any) -> str:
     return f"{name}({', '.join(field.name for field in settings(make))})"
 
 
+def _speech_attacks() -> list[tuple[str, str]]:
+    from advkit.attacks.audio import SPEECH_ATTACKS
+
+    return [(_signature(name, make), _about_speech(make)) for name, make in SPEECH_ATTACKS.items()]
+
+
+def _about_speech(make: Any) -> str:
+    """The access, what it does, and the paper; of one that changes a recording, what it says as an attack of the kernel."""
+    if hasattr(make, "make"):
+        return f"{make.access.name.lower()}; says a text; {make.paper}"
+    return f"gradients; one change for every recording; {make.paper}" if hasattr(make, "fit") else _about(make)
+
+
+def _channels() -> list[tuple[str, str]]:
+    from advkit.audio.channels import CHANNELS
+
+    return _rows(CHANNELS)
+
+
+def _recognisers() -> list[tuple[str, str]]:
+    from advkit.audio.loading import RECOGNISERS
+
+    return list(RECOGNISERS.items())
+
+
+def _voices() -> list[tuple[str, str]]:
+    from advkit.audio.synthesis import VOICES, installed
+
+    here = installed()
+    return [
+        (name, voice.about if name in here else f"{voice.about} (apt-get install {voice.packages})")
+        for name, voice in VOICES.items()
+    ]
+
+
 def _suites() -> list[tuple[str, str]]:
     from advkit.benchmarks.suites import SUITES
 
@@ -124,11 +159,15 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "attacks": _attacks,
     "benchmarks": _benchmarks,
     "certificates": _certificates,
+    "channels": _channels,
     "data": _data,
     "defenses": _defenses,
     "detectors": _detectors,
     "inference": _inference,
     "models": _models,
+    "recognisers": _recognisers,
+    "speech-attacks": _speech_attacks,
     "suites": _suites,
     "threats": _threats,
+    "voices": _voices,
 }

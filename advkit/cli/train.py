@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     architecture = spec.show(spec.parse(arguments.model, networks.NETWORKS, "network"), networks.NETWORKS)
     data = data_by_name.load(arguments.data, split="train", limit=arguments.limit, seed=arguments.seed)
     test = data_by_name.load(arguments.data, split="test")
-    loss = _loss(arguments, _watched(arguments, data))
+    loss = _loss(arguments, architecture, data)
     model = _network(arguments, architecture, loss)
     recipe = recipe_of(arguments, len(data))
     job = _Job(arguments, architecture, data, recipe, loss, _extra(arguments))
@@ -186,7 +186,7 @@ class _Job:
         import sys
 
         from advkit.benchmarks.statistics import rate
-        from advkit.train import accuracy
+        from advkit.train import accuracy, word_error_rate
 
         history = json.dumps([dataclasses.asdict(check) for check in trained.history])
         self.save(trained.model, **({"history": history} if trained.history else {}))
@@ -198,6 +198,8 @@ class _Job:
         right, of = accuracy(trained.model, test)
         examples = f"{self.architecture}, {len(self.data)} examples"
         print(f"{self.arguments.out}: {examples}, clean accuracy on the test split {rate(right, of)}")
+        if hasattr(trained.model, "alphabet"):
+            print(f"that is whole sentences; the word error rate is {100 * word_error_rate(trained.model, test):.1f} %")
 
 
 def worth(check: Any) -> str:
@@ -240,16 +242,20 @@ def _network(arguments: argparse.Namespace, architecture: str, loss: Any) -> Any
     return model
 
 
-def _loss(arguments: argparse.Namespace, threats: Any) -> Any:
+def _loss(arguments: argparse.Namespace, architecture: str, data: Data) -> Any:
     from advkit.defenses import named
     from advkit.errors import UsageError
-    from advkit.train import CrossEntropy
+    from advkit.models import networks
+    from advkit.train import Spelling, plain
 
-    if arguments.defense is not None:
-        return named(arguments.defense, threats)
-    if threats is not None:
+    own, threats = plain(networks.build(architecture), data), _watched(arguments, data)
+    if arguments.defense is None and threats is not None:
         raise UsageError("--threat was given without --defense; plain training knows no adversary")
-    return CrossEntropy()
+    if arguments.defense is None:
+        return own
+    if isinstance(own, Spelling):
+        raise UsageError(f"--defense is {arguments.defense}; defenses are for classifiers, and {architecture} spells")
+    return named(arguments.defense, threats)
 
 
 def _watched(arguments: argparse.Namespace, data: Data) -> Any:

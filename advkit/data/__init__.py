@@ -15,14 +15,17 @@ from advkit.data.dataset import check_seed as check_seed
 from advkit.data.embedded import mnist_5k
 from advkit.data.images import Pictures
 from advkit.data.python import read_python
+from advkit.data.sounds import Sounds, strings
 from advkit.errors import UsageError
 from advkit.python import is_python
 from advkit.spec import check_at_least, unknown
 
 DATA = {
     "mnist-5k": "5,000 MNIST digits that come with advkit: 4,000 train, 1,000 test",
-    "hf:org/name": "a data set of the Hugging Face hub with images and labels; hf:org/name@config to choose a configuration",
-    "path/to/folder": "a folder of Parquet files in the hub's layout, or with a folder of images for each class",
+    "hf:org/name": "a data set of the Hugging Face hub with labelled images or sounds; hf:org/name@config for a configuration",
+    "path/to/folder": "a folder of Parquet files in the hub's layout, or with a folder of images or of sounds for each class; "
+    "in the hub's layout, path/to/folder@column=value holds out the examples whose column has the value as the split test",
+    "strings:SPEC": "one to four words of labelled sounds after each other, labelled with the text",
     "path/to/file.npz": "arrays x and y, images and labels, data and labels, or x_test and y_test",
     "path/to/file.py:function": "what your function returns: (x, y), a dict with x and y, or Data",
     "package.module:function": "the same, of an installed module",
@@ -62,23 +65,30 @@ def load(
     """
     if size is not None:
         check_at_least("the size", size, 1)
-    pictures = _pictures(spec)
-    if pictures:
-        return pictures(spec, split).load(limit, seed, low, high, size)
+    if spec.startswith("strings:"):
+        return strings(load(spec.removeprefix("strings:"), split=split, low=low, high=high, size=size)).limited(limit, seed)
+    encoded = _encoded(spec)
+    if encoded:
+        return encoded(spec, split).load(limit, seed, low, high, size)
     arrays = _arrays(spec)
     if size is not None:
         raise UsageError(f"{spec} holds arrays, which are not resized; leave --size out (in Python, size=)")
     return dataclasses.replace(arrays(spec, split, low, high), name=spec).limited(limit, seed)
 
 
-def _pictures(spec: str) -> Callable[[str, str], Pictures] | None:
-    """What reads a source of image files; None for other sources."""
+def _encoded(spec: str) -> Callable[[str, str], Pictures | Sounds] | None:
+    """What reads a source of image or sound files; None for other sources."""
     if spec.startswith("hf:"):
-        return huggingface.pictures
-    path = Path(spec).expanduser()
+        return huggingface.encoded
+    source, column, _ = huggingface.held_out(spec)
+    path = Path(source).expanduser()
     if spec in ("", "mnist-5k") or not path.is_dir():
         return None
-    return huggingface.pictures if huggingface.is_parquet(path) else folder.pictures
+    if huggingface.is_parquet(path):
+        return huggingface.encoded
+    if column:
+        raise UsageError(f"{source} holds no Parquet files and so has no column {column!r}; leave out what follows @")
+    return folder.encoded
 
 
 def _arrays(spec: str) -> Callable[[str, str, float | None, float | None], Data]:

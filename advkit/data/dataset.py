@@ -36,8 +36,9 @@ class Data:
         fingerprint: Numbers of examples to a hex SHA-256 of their contents.
         classes: The names of the labels 0, 1, ..., where they are known.
         levels: 255 where the data came as 8-bit integers, so that the values k / 255 of the way from low to high, for whole
-            k, are the ones that can be saved; None where there is no such grid.
+            k, are the ones that can be saved; 65536 for sounds of 16 bits; None where there is no such grid.
         notes: What was inferred and should be announced, a sentence each.
+        rate: Of waveforms, samples a second; None where it is not known.
 
     Raises:
         UsageError: The labels or the numbers are not of this form, or the kind is unknown.
@@ -54,6 +55,7 @@ class Data:
     classes: tuple[str, ...] = ()
     levels: int | None = None
     notes: tuple[str, ...] = ()
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         spec.check_choice("kind of data", self.kind, KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advkit.data.images import Pictures
+from advkit.data.sounds import Sounds
 from advkit.errors import UsageError, first_line
 
 LABELS = ("label", "labels", "y", "fine_label")
@@ -26,37 +28,63 @@ def is_parquet(folder: Path) -> bool:
     return any(True for pattern in ("*.parquet", "*/*.parquet") for _ in folder.glob(pattern))
 
 
-def pictures(spec: str, split: str) -> Pictures:
-    """The images of a data set.
+def encoded(spec: str, split: str) -> Pictures | Sounds:
+    """The images or sounds of a data set.
 
     Arguments:
-        spec: ``hf:org/name`` or ``hf:org/name@config``, which may be downloaded, or a local folder.
+        spec: ``hf:org/name`` or ``hf:org/name@config``, which may be downloaded, or a local folder; with ``@column=value`` at
+            the end, other splits are made of all examples: ``test`` has those with the value, ``train`` the others.
         split: Of the data set.
 
     Raises:
-        UsageError: The package ``datasets`` is missing, there is no such data set or split, or it has no images and labels.
+        UsageError: The package ``datasets`` is missing, there is no such data set or split, or it has no images or sounds, or
+            no labels.
     """
-    splits = _load(spec, *(_parsed(spec) if spec.startswith("hf:") else (str(Path(spec).expanduser()), None)))
+    source, column, value = held_out(spec)
+    splits = _load(spec, *(_parsed(source) if spec.startswith("hf:") else (str(Path(source).expanduser()), None)))
+    if column:
+        splits = _regrouped(spec, splits, column, value)
     if split not in splits:
         raise UsageError(f"{spec} has no split {split!r}; it has {', '.join(splits)}")
     rows = splits[split]
-    image, label = _image_column(spec, rows.features), _label_column(spec, rows.features)
-    encoded = _encoded(rows, image)
+    content, label = _content_column(spec, rows.features), _label_column(spec, rows.features)
+    stored = _stored(rows, content)
 
     def streams(index: Tensor) -> Iterator[IO[bytes]]:
         for some in index.split(ROWS):
-            for stored in encoded[some.tolist()][image].to_pylist():
-                yield _opened(stored)
+            for one in stored[some.tolist()][content].to_pylist():
+                yield _opened(one)
 
-    return Pictures(
+    make = Sounds if _is_sound(rows.features[content]) else functools.partial(Pictures, hold=True)
+    return make(
         name=spec,
         y=_labels(rows, label, spec),
         streams=streams,
         where=lambda number: f"example {number} of {spec}",
         classes=tuple(getattr(rows.features[label], "names", None) or ()),
         notes=_notes(spec, label, rows.features),
-        hold=True,
     )
+
+
+def held_out(spec: str) -> tuple[str, str, str]:
+    """The data set, the column and the value of ``SPEC@column=value``; both are empty where nothing is held out."""
+    found = re.fullmatch(r"(.+)@(\w+)=(.+)", spec)
+    return (found[1], found[2], found[3]) if found else (spec, "", "")
+
+
+def _regrouped(spec: str, splits: Any, column: str, value: str) -> dict[str, Any]:
+    """All examples as two splits: those whose column has the value, and the others."""
+    import datasets
+
+    rows = datasets.concatenate_datasets(list(splits.values()))
+    if column not in rows.features:
+        raise UsageError(f"{spec} has no column {column!r}; its columns are {', '.join(rows.features)}")
+    values = [str(one) for one in rows.select_columns(column).with_format("arrow")[:][column].to_pylist()]
+    if value not in values or set(values) == {value}:
+        some = ", ".join(sorted(set(values))[:10])
+        raise UsageError(f"no split can be made where {column} is {value!r}; some examples should have the value, of {some}")
+    of = [[i for i, one in enumerate(values) if (one == value) == held] for held in (False, True)]
+    return {"train": rows.select(of[0]), "test": rows.select(of[1])}
 
 
 def _parsed(spec: str) -> tuple[str, str | None]:
@@ -94,26 +122,36 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _encoded(rows: Any, image: str) -> Any:
-    """The image column alone, with the bytes of the files in place of pixels."""
+def _stored(rows: Any, content: str) -> Any:
+    """The column of images or sounds alone, with the bytes of the files in place of pixels or samples."""
     import datasets
 
-    return rows.select_columns(image).cast_column(image, datasets.Image(decode=False)).with_format("arrow")
+    kind = datasets.Audio if _is_sound(rows.features[content]) else datasets.Image
+    return rows.select_columns(content).cast_column(content, kind(decode=False)).with_format("arrow")
+
+
+def _is_sound(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Audio)
 
 
 def _opened(stored: dict[str, Any] | None) -> IO[bytes]:
-    """An image of a data set: in it, or in a file beside it; empty where it is missing."""
+    """An image or a sound of a data set: in it, or in a file beside it; empty where it is missing."""
     if stored is None or stored["bytes"] is not None:
         return io.BytesIO(stored["bytes"] if stored else b"")
     return Path(stored["path"]).open("rb")
 
 
-def _image_column(spec: str, features: Any) -> str:
+def _content_column(spec: str, features: Any) -> str:
+    """The column of images, or else that of sounds."""
     import datasets
 
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = columns or [name for name, feature in features.items() if _is_sound(feature)]
     if not columns:
-        raise UsageError(f"{spec} has no column of images; its columns are {', '.join(features)}")
+        should = "one should hold images or sounds"
+        raise UsageError(f"{spec} has no column of images; its columns are {', '.join(features)}, and {should}")
     return next((name for name in columns if name in ("image", "img")), columns[0])
 
 

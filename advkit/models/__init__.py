@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advkit.errors import UsageError
-from advkit.models import checkpoint, huggingface, onnx, sklearn
+from advkit.models import checkpoint, huggingface, onnx, silero, sklearn
 from advkit.models.digest import digest_file, digest_of
 from advkit.models.model import RANDOM as RANDOM
 from advkit.models.model import LogProbabilities as LogProbabilities
@@ -34,6 +34,7 @@ MODELS = {
     "FOLDER": "an image classifier of transformers: config.json and safetensors",
     "hf:ORG/NAME": "the same from the Hugging Face hub, downloaded",
     "FILE.pkl, FILE.joblib": "a classifier or pipeline of scikit-learn, with --trust-pickle",
+    "silero-vad": "the detector of speech of the package silero-vad, for sounds at 16 kHz: class 1 is speech",
     **{name: f"a network to train: {(make.__doc__ or '').splitlines()[0].rstrip('.')}" for name, make in NETWORKS.items()},
 }
 """The kinds of spec that :func:`load` understands, and the networks that training does."""
@@ -83,6 +84,8 @@ def find_device(device: str) -> torch.device:
 
 def _load(spec: str, where: torch.device, trust_pickle: bool) -> _Loaded:
     path = Path(spec)
+    if spec == "silero-vad":
+        return silero.load(), Access.GRADIENTS, ()
     if spec.startswith("hf:"):
         return _hub(spec.removeprefix("hf:"))
     if is_python(spec):

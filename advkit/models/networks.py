@@ -1,6 +1,7 @@
 """Small networks that can be trained in a minute or an hour on a laptop, and the table of their names.
 
-Each takes pixels in [0, 1], with the data set's normalization inside the network, so that attacks work on pixels.
+Those of images take pixels in [0, 1], with the data set's normalization inside the network, so that attacks work on pixels;
+those of speech take waveforms in [-1, 1].
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from advkit import spec
 from advkit.errors import UsageError
+from advkit.models.spoken import KeywordCNN, SpeechCTC
 from advkit.spec import Table
 
 
@@ -228,6 +230,8 @@ NETWORKS: Table = {
     "mnist-trades": MnistTrades,
     "cifar-resnet": CifarResNet,
     "preact-resnet18": PreActResNet18,
+    "keyword-cnn": KeywordCNN,
+    "speech-ctc": SpeechCTC,
 }
 """The networks that a spec may name: ``mnist-cnn(width=16)``."""
 

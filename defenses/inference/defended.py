@@ -75,6 +75,10 @@ class Random(nn.Module):
         super().__init__()
         self.dice, self.draws = Dice(seed), draws
 
+    def stand_in(self) -> nn.Module | None:
+        """What an adaptive attack takes the gradient of in its place; None where its own will do."""
+        return None
+
 
 class Filter(Random):
     """The layer that shows t(x) in place of x.
@@ -101,6 +105,10 @@ class Filter(Random):
         if not self.guided or guide is None:
             return exact(x, Streams(keys))
         return Straight(lambda z: exact(z, Streams(keys)), lambda z: guide(z, Streams(keys)))(x)
+
+    def stand_in(self) -> nn.Module | None:
+        """The same with the guide's gradient."""
+        return None if self.change.guide is None else Filter(self.change, guided=True)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -140,13 +148,10 @@ def adaptive(model: nn.Module, attack: Attack) -> Attack:
         model: The defended model.
         attack: The attack, as it would be run on a model without a defense.
     """
-    parts = list(model.named_modules(remove_duplicate=False))
-    hidden = {
-        name: Filter(part.change, guided=True)
-        for name, part in parts
-        if isinstance(part, Filter) and part.change.guide is not None
-    }
-    draws = max([part.draws for _, part in parts if isinstance(part, Random)], default=1)
+    parts = {name: part for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, Random)}
+    found = {name: part.stand_in() for name, part in parts.items()}
+    hidden = {name: part for name, part in found.items() if part is not None}
+    draws = max((part.draws for part in parts.values()), default=1)
     guided, averaged = (_wrapped_in(attack, kind) for kind in (Adaptive, Expect))
     if hidden and attack.access == Access.GRADIENTS and not guided:
         attack = Adaptive(attack, straighten(model, hidden))
