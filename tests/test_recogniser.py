@@ -136,6 +136,7 @@ def test_error_rates_are_those_of_jiwer(wanted, heard):
         ("Call 911, please.", "call nine one one please"),
         ("at 7:05 on the 12th", "at seven zero five on the twelve th"),
         ("30 and 21", "thirty and twenty one"),
+        ("Send $100 or $2000.", "send one hundred dollars or two thousand dollars"),
         (
             "'Don\N{RIGHT SINGLE QUOTATION MARK}t' -- \N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER E WITH ACUTE}",
             "don't \xe9t\xe9",

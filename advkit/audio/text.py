@@ -18,20 +18,25 @@ TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 
 
 def normalise(text: str) -> str:
-    """Lower case letters and apostrophes, words apart by one space, numbers spelled out (three digits and more one by one).
+    """Lower case letters and apostrophes, words apart by one space, numbers spelled out.
+
+    Three digits and more are spelled one by one, but for whole hundreds and thousands; the sign of dollars is said after.
 
     >>> normalise("  Call 911, it's 25 O'Clock!")
     "call nine one one it's twenty five o'clock"
     """
     plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    plain = re.sub(r"\$([0-9]+)", r"\1 dollars", plain)
     spelled = re.sub("[0-9]+", lambda number: f" {_spelled(number[0])} ", plain)
     return " ".join(word.strip("'") for word in re.findall(r"[^\W\d_']+(?:'[^\W\d_]+)*'?", spelled))
 
 
 def _spelled(digits: str) -> str:
-    n = int(digits) if len(digits) < 3 else 100
-    if n >= 100 or (len(digits) == 2 and digits[0] == "0"):
+    if re.fullmatch("[1-9]0{2,3}", digits):
+        return f"{ONES[int(digits[0])]} {'hundred' if len(digits) == 3 else 'thousand'}"
+    if len(digits) > 2 or (len(digits) == 2 and digits[0] == "0"):
         return " ".join(ONES[int(digit)] for digit in digits)
+    n = int(digits)
     return ONES[n] if n < 20 else f"{TENS[n // 10 - 2]} {ONES[n % 10] if n % 10 else ''}"
 
 
