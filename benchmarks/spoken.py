@@ -37,7 +37,7 @@ from advkit.train import RECIPES, accuracy, train
 
 WORDS = 3
 """How many words a sentence has."""
-BATCH = 10
+BATCH = 25
 """How many sentences are attacked at a time."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advkit.attacks.audio.cw import SpeechCW
 from advkit.attacks.audio.phases import Filed, quietest
@@ -27,7 +27,7 @@ from advkit.audio import loading, measures
 from advkit.audio.clips import Clip
 from advkit.audio.recogniser import Recogniser, goal
 from advkit.audio.text import normalise, wer
-from advkit.audio.whisper import Whisper
+from advkit.audio.whisper import Nearly, Whisper
 from advkit.engine import perturb
 from advkit.errors import UsageError
 from advkit.sound import wav
@@ -69,10 +69,10 @@ def targeted(recogniser: Recogniser, clip: Clip, steps: int, repair: int) -> Ten
 
 def untargeted(recogniser: Recogniser, clip: Clip, steps: int, db: float) -> Tensor:
     """The clip, (T,), with a change of a given signal-to-noise ratio that raises the loss of what is said in it."""
-    model = recogniser
+    model: nn.Module = recogniser
     if isinstance(recogniser, Whisper):
-        model = recogniser.short(min(recogniser.seconds, len(clip.x) / recogniser.rate))
-    aim, y = goal(model, [clip.text or recogniser.transcribe(clip.x[None])[0]]), torch.zeros(1, dtype=torch.int64)
+        model = Nearly(recogniser, len(clip.x) / recogniser.rate)
+    aim, y = goal(recogniser, [clip.text or recogniser.transcribe(clip.x[None])[0]]), torch.zeros(1, dtype=torch.int64)
     rng = torch.Generator().manual_seed(0)
     return perturb(PGD(steps=steps), Filed(model), clip.x[None], y, Snr(db), goal=aim, rng=rng)[0]
 
@@ -98,14 +98,14 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, steps in (("targeted", 170), ("untargeted", 200)):
+    for name, steps in (("targeted", 200), ("untargeted", 200)):
         command = commands.add_parser(name)
         command.add_argument("--model", required=True)
         command.add_argument("--data", required=True)
         command.add_argument("--clips", type=int, nargs=2, default=(0, 10), metavar=("FROM", "TO"), help="which clips")
         command.add_argument("--steps", type=int, default=steps)
         if name == "targeted":
-            command.add_argument("--repair", type=int, default=40)
+            command.add_argument("--repair", type=int, default=10)
         else:
             command.add_argument("--db", type=float, default=35.0, help="the signal-to-noise ratio")
     arguments = parser.parse_args()

@@ -104,6 +104,21 @@ def test_the_full_language_model_obeys_whole_streamed_and_in_noise(text):
     assert [*ears.transcribe(x), *stream.transcribe(x), *ears.transcribe(noisy)] == [text] * 3
 
 
+@pytest.mark.slow
+def test_what_learned_in_rooms_works_in_other_rooms():
+    pytest.importorskip("pocketsphinx")
+    pytest.importorskip("pyroomacoustics")
+    from advkit.audio.sphinx import load
+    from advkit.sound.air import play, rooms
+
+    ears, others = load("pocketsphinx"), rooms(8, 16_000, rng(7))
+    counts = []
+    for bank in (0, 8):
+        x = HiddenVoice(rooms=bank).make("okay google", ears, rng=rng()).x
+        counts.append(ears.transcribe(quantised(play(x.expand(8, -1), others))).count("okay google"))
+    assert counts[1] >= 5 > counts[0]
+
+
 def test_what_cannot_be_attacked_so(sphinx):
     with pytest.raises(AccessError, match="needs an acoustic model, as pocketsphinx has; mine gives none"):
         HiddenVoice().make("stop", TextOnly(lambda x: "", name="mine"), rng=rng())

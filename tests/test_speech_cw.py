@@ -140,3 +140,25 @@ def test_a_repair_begins_with_what_was_found():
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(UsageError, match=f"cw: {next(iter(settings))}"):
         SpeechCW(**settings)
+
+
+@pytest.mark.slow
+def test_whisper_hears_another_sentence_in_a_file(tmp_path):
+    pytest.importorskip("transformers")
+    from advkit.audio import loading
+
+    model, folder = SHARED / "models" / "whisper-tiny", SHARED / "data" / "speech" / "librispeech10"
+    if not model.is_dir() or not folder.is_dir():
+        pytest.skip(f"{model} or {folder} is not here")
+    recogniser = loading.load(f"whisper:{model}")
+    x = wav.read(next(folder.rglob("5142-36377-0007.wav")), 16_000)[0][None, :48_000]
+    target = "open the front door"
+    aim, y = goal(recogniser, [target], targeted=True), torch.zeros(1, dtype=torch.int64)
+    result = quietest(SpeechCW(steps=60, repair=15), recogniser, x, y, Snr(15), goal=aim)
+    assert result.success.all()
+    # The stand-in's steps, and the recogniser's own.
+    assert int(result.forwards) > int(result.checks)
+    wav.write(tmp_path / "adversarial.wav", result.x_adv[0], 16_000)
+    x_adv, _ = wav.read(tmp_path / "adversarial.wav", 16_000)
+    assert recogniser.transcribe(x_adv[None]) == [target]
+    assert 20 * float((x.norm() / (x_adv - x).norm()).log10()) > 14.9

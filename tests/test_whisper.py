@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 pytest.importorskip("transformers")
 
@@ -153,31 +154,6 @@ def test_the_loss_is_the_probability_of_the_text(small):
     assert float(small.loss(states, ["one", "one two two"])[0]) == pytest.approx(total, rel=1e-4)
 
 
-def test_a_short_context_shares_the_weights(small):
-    x = sounds(2, seconds=0.4)
-    short = small.short(0.3)
-    assert short(x[:, :4800]).shape == (2, 50, 16)
-    assert small.short(0.3).frames == 50
-    full = load_cut(small, 20)
-    assert full(x).shape == (2, 20, 16)
-    assert small(x).shape == (2, 50, 16)
-    assert full.engine.encoder.layers is small.engine.encoder.layers
-    again = load_cut(small, 50)
-    torch.testing.assert_close(again(x), small(x), rtol=0, atol=0)
-    with pytest.raises(UsageError, match="a context of 3 s was asked for"):
-        small.short(3)
-
-
-def load_cut(small, frames):
-    """The model with a context of so many frames: ``short`` adds a second, which is all that this one has."""
-    import copy
-
-    twin = copy.copy(small)
-    twin._modules = dict(small._modules)
-    twin.engine, twin.frames = small.engine.cut(frames), frames
-    return twin
-
-
 def test_trailing_zeros_and_sounds_that_are_too_long(small):
     x = sounds(2, seconds=0.5)
     padded = torch.cat([x, torch.zeros(2, 20_000)], 1)
@@ -206,8 +182,6 @@ def test_both_engines_agree(folder, small):
     with engine.decoding(states) as step, small.engine.decoding(states) as other:
         for part in (tokens[:, :2], tokens[:, 2:3], tokens[:, 3:]):
             torch.testing.assert_close(step(part), other(part), atol=1e-3, rtol=1e-4)
-    cut = small.features(sounds(2))[..., :40]
-    torch.testing.assert_close(engine.cut(20).encode(cut), small.engine.cut(20).encode(cut), atol=1e-4, rtol=1e-4)
 
 
 def test_folders_that_are_no_whisper(folder, tmp_path, monkeypatch):
@@ -287,3 +261,27 @@ def test_tokens_of_real_clips_are_those_of_transformers(tiny):
 
 def test_how_texts_are_written():
     assert written("the more i know") == " The more I know."
+
+
+def test_remembered_silence(folder, small):
+    from advkit.audio.whisper import Nearly, Whisper
+
+    x = nn.functional.pad(sounds(1, seconds=0.3), (0, 3000))
+    config, generation = ({"num_mel_bins": 80, "max_source_positions": 50, "max_target_positions": 24, "vocab_size": 259}, {})
+    engines = [small.engine, whisper_engines.openai(folder)[0].eval().requires_grad_(False)]
+    for engine in engines:
+        recogniser = Whisper(engine, config, generation, "whisper:small")
+        nearly = Nearly(recogniser, 0.3, every=2)
+        nearly.frames = 20
+        x.requires_grad_(True)
+        near, whole = nearly(x), recogniser(x)
+        torch.testing.assert_close(near, whole, atol=1e-4, rtol=1e-4)
+        # The sound's own part of the gradient, and of the silence's nothing.
+        (g,) = torch.autograd.grad(small.loss(near, ["one"]).sum(), x)
+        assert g.isfinite().all()
+        assert (g[0, :4000] != 0).any()
+        louder = (2 * x).detach()
+        second, third = nearly(louder), nearly(louder)
+        torch.testing.assert_close(second[:, 20:], whole[:, 20:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(third, recogniser(louder), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(second, third, atol=1e-3)

@@ -5,7 +5,6 @@ Symbols: x is a waveform (N, T), F the number of encoder states and d their widt
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advkit.audio import whisper_engines
@@ -103,22 +102,6 @@ class Whisper(Recogniser):
         # The frame that begins where the sound ends is not Whisper's.
         return (decibels(self.mel.mel(padded)[..., :-1], 80.0) / 10 + 4) / 4
 
-    def short(self, seconds: float) -> Whisper:
-        """The same model with a context of that many seconds of sound and one of silence: cheaper, and nearly the same.
-
-        The cost of an encoder grows with its context; what is left out is the silence that fills it up to 30 s.
-
-        Raises:
-            UsageError: There are not that many seconds in its context.
-        """
-        if not 0 < seconds <= self.seconds:
-            raise UsageError(f"a context of {seconds:g} s was asked for; {self.name} hears from 0 to {self.seconds:g} s")
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.frames = min(self.frames, math.ceil((seconds + 1) * self.rate / (2 * HOP)))
-        twin.engine = self.engine.cut(twin.frames)
-        return twin
-
     def text(self, outputs: Tensor) -> list[str]:
         """What the decoder writes, normalised."""
         return [normalise(self.engine.text(ids)) for ids in self.tokens(outputs)]
@@ -200,6 +183,60 @@ class Whisper(Recogniser):
             raise UsageError(f"the text {text[:40]!r}... has {len(ids)} tokens; {self.name} writes fewer than {self.most}")
         if bool(self.never[1, ids].isinf().any()):
             raise UsageError(f"the text {text!r} has signs that {self.name} never writes")
+
+
+class Nearly(nn.Module):
+    """A Whisper's encoder that looks at the silence after one sound only now and then: a gradient costs a few times less.
+
+    Most of its context is the silence that fills it up. What the layers say there changes little from step to step of an
+    attack, so it is remembered, and computed anew every few calls; what they say about the sound is always computed, with all
+    of the silence attended to. Where nothing has changed since, its answers are Whisper's.
+
+    Arguments:
+        whisper: The recogniser.
+        seconds: How long the sound is; one second after it counts as part of it.
+        every: After how many calls the silence is computed anew.
+    """
+
+    def __init__(self, whisper: Whisper, seconds: float, every: int = 10) -> None:
+        super().__init__()
+        self.whisper, self.every, self.calls = whisper, every, 0
+        self.frames = min(whisper.frames, math.ceil((seconds + 1) * whisper.rate / (2 * HOP)))
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.silence = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encoder states of one sound (1, T), with shape (1, F, d)."""
+        features = self.whisper.features(x)
+        if self.calls % self.every == 0:
+            with torch.no_grad():
+                states, seen = self._encode(features, [])
+            self.silence, self.kept = (
+                states[:, self.frames :],
+                [(k[:, :, self.frames :], v[:, :, self.frames :]) for k, v in seen],
+            )
+        self.calls += 1
+        # The convolutions look at two frames more.
+        states, _ = self._encode(features[..., : 2 * self.frames + 4], self.kept)
+        return torch.cat([states, self.silence], 1)
+
+    def _encode(self, features: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """States, (1, F, d), and the keys and values of every layer, before those that are kept."""
+        parts, seen = self.whisper.engine.parts(), []
+        h = F.gelu(parts.second(F.gelu(parts.first(features)))).mT
+        h = h[:, : self.frames] if kept else h
+        h = h + parts.positions[: h.shape[1]]
+        for i, layer in enumerate(parts.layers):
+            n = layer.before(h)
+            q, k, v = (
+                part(n).unflatten(2, (layer.heads, -1)).transpose(1, 2) for part in (layer.query, layer.key, layer.value)
+            )
+            seen.append((k, v))
+            if kept:
+                k, v = torch.cat([k, kept[i][0]], 2), torch.cat([v, kept[i][1]], 2)
+            h = h + layer.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            h = h + layer.narrow(F.gelu(layer.wide(layer.between(h))))
+        return parts.last(h), seen
 
 
 def written(text: str) -> str:

@@ -6,14 +6,13 @@ Symbols: M mel bands, S = 2 F frames of them, F encoder states of width d, L tok
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,6 @@ class Engine(Protocol):
     def decoding(self, states: Tensor) -> contextlib.AbstractContextManager[Step]:
         """What decodes token by token and remembers what it computed."""
 
-    def cut(self, frames: int) -> Engine:
-        """The same network for F = frames, at most as many as it has."""
-
     def ids(self, text: str) -> list[int]:
         """The tokens of a text."""
 
@@ -48,6 +44,33 @@ class Engine(Protocol):
 
     def special(self, name: str) -> int:
         """The token called ``<|name|>``."""
+
+    def parts(self) -> Parts:
+        """What the encoder is made of."""
+
+
+class Layer(NamedTuple):
+    """A layer of the encoder: attention and a network for each frame, each behind a normalization and beside a shortcut."""
+
+    before: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    out: nn.Module
+    heads: int
+    between: nn.Module
+    wide: nn.Module
+    narrow: nn.Module
+
+
+class Parts(NamedTuple):
+    """An encoder: two convolutions, positions (F, d), layers and a last normalization."""
+
+    first: nn.Module
+    second: nn.Module
+    positions: Tensor
+    layers: tuple[Layer, ...]
+    last: nn.Module
 
 
 class Transformers(nn.Module):
@@ -88,15 +111,6 @@ class Transformers(nn.Module):
 
         yield step
 
-    def cut(self, frames: int) -> Transformers:
-        """A copy that shares every weight but the positions."""
-        short, encoder = _alias(self), _alias(self.encoder)
-        encoder.config = copy.copy(encoder.config)
-        encoder.config.max_source_positions = frames
-        encoder.embed_positions = nn.Embedding.from_pretrained(self.encoder.embed_positions.weight[:frames].clone())
-        short.encoder = encoder
-        return short
-
     def ids(self, text: str) -> list[int]:
         """Tokens."""
         return list(self._tokens.encode(text, add_special_tokens=False).ids)
@@ -111,6 +125,17 @@ class Transformers(nn.Module):
         if found is None:
             raise UsageError(f"the model's tokenizer.json has no token <|{name}|>; it should be Whisper's own")
         return int(found)
+
+    def parts(self) -> Parts:
+        """The encoder's parts."""
+        layers = tuple(self._layer(layer) for layer in self.encoder.layers)
+        encoder = self.encoder
+        return Parts(encoder.conv1, encoder.conv2, encoder.embed_positions.weight, layers, encoder.layer_norm)
+
+    def _layer(self, layer: Any) -> Layer:
+        a = layer.self_attn
+        attention = (a.q_proj, a.k_proj, a.v_proj, a.out_proj, a.num_heads)
+        return Layer(layer.self_attn_layer_norm, *attention, layer.final_layer_norm, layer.fc1, layer.fc2)
 
 
 class OpenAI(nn.Module):
@@ -146,13 +171,6 @@ class OpenAI(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def cut(self, frames: int) -> OpenAI:
-        """A copy that shares every weight but the positions."""
-        short, model, encoder = _alias(self), _alias(self.model), _alias(self.model.encoder)
-        encoder.positional_embedding = encoder.positional_embedding[:frames].clone()
-        model.encoder, short.model = encoder, model
-        return short
-
     def ids(self, text: str) -> list[int]:
         """Tokens."""
         return list(self._tokens.encode(text))
@@ -165,13 +183,15 @@ class OpenAI(nn.Module):
         """A token by its name."""
         return int(self._tokens.special_tokens[f"<|{name}|>"])
 
+    def parts(self) -> Parts:
+        """The encoder's parts."""
+        encoder = self.model.encoder
+        layers = tuple(self._layer(block) for block in encoder.blocks)
+        return Parts(encoder.conv1, encoder.conv2, encoder.positional_embedding, layers, encoder.ln_post)
 
-def _alias(module: Any) -> Any:
-    """A copy of a module that shares its tensors and its parts, any of which may be replaced in it."""
-    twin = copy.copy(module)
-    for name in ("_parameters", "_buffers", "_modules"):
-        twin.__dict__[name] = dict(module.__dict__[name])
-    return twin
+    def _layer(self, block: Any) -> Layer:
+        a = block.attn
+        return Layer(block.attn_ln, a.query, a.key, a.value, a.out, a.n_head, block.mlp_ln, block.mlp[0], block.mlp[2])
 
 
 def load(name: str) -> tuple[Engine, dict[str, Any], dict[str, Any]]:

@@ -30,8 +30,8 @@ PACE = 0.3
 """The most that a step may be, as a share of tau."""
 CREST = 10.0
 """The peak of speech, as a multiple of its root mean square."""
-LOOSER = 1.6
-"""How much louder than what was found on a short context a sound may be on the whole one."""
+LOOSER = 1.2
+"""How much louder than what was found on a stand-in a sound may be on the recogniser itself."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class SpeechCW:
         steps: How many gradients are taken.
         lr: The first step, as a share of the sound's root mean square (with ``linf_db``, of a tenth of its peak).
         c: The weight of the loss.
-        repair: How many gradients of a recogniser's whole context follow those of a short one; see
+        repair: How many gradients of the recogniser itself follow those of a cheaper stand-in; see
             :func:`advkit.attacks.audio.phases.quietest`.
     """
 
-    steps: int = 170
+    steps: int = 200
     lr: float = 0.03
     c: float = 0.05
-    repair: int = 40
+    repair: int = 10
     access = Access.GRADIENTS
     norms = (math.inf, 2.0)
     minimum = True
@@ -79,7 +79,7 @@ class SpeechCW:
         return self.descend(oracle, x, threat, x.new_full((len(x),), threat.eps), self.steps)
 
     def after(self, found: AttackResult) -> Repair:
-        """The attack that goes on from what this one found on a shorter context."""
+        """The attack that goes on from what this one found on a stand-in."""
         return Repair(self, found)
 
     def descend(self, oracle: Oracle, theta: Tensor, threat: Lp, tau: Tensor, steps: int) -> Tensor:
@@ -105,7 +105,7 @@ class SpeechCW:
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """The last steps of an attack, on a recogniser that hears a little more than the one that the steps before were for.
+    """The last steps of an attack, on a recogniser that hears a little differently from the one that the steps before were for.
 
     Arguments:
         attack: The attack.

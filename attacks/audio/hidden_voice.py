@@ -19,6 +19,7 @@ from advkit.audio.sphinx_files import ALONE, FIRST, INSIDE, LAST
 from advkit.audio.text import check_said
 from advkit.errors import AccessError
 from advkit.oracle import Access
+from advkit.sound import air
 from advkit.sound.wav import quantised
 from advkit.spec import check_positive, check_whole
 
@@ -29,6 +30,8 @@ LOUD = 0.02
 """The standard deviation of the noise that the search starts from; only its ratio to the step matters."""
 PEAK = 0.5
 """The largest sample of the sound, and of every iterate: a cold decoder hears how loud a sound is."""
+VIEWS = 2
+"""In how many rooms a step hears the sound."""
 MARGIN = 10.0
 """By how many nats a frame of the text is to be more likely than silence: short words are else taken for a part of it."""
 
@@ -50,11 +53,13 @@ class HiddenVoice:
             phone passes through its three states.
         steps: How many gradients are taken.
         step: Adam's step, for a start of standard deviation 0.02.
+        rooms: In how many simulated rooms the sound should be understood as well; each step hears it in two. 0 for none.
     """
 
     frames: int = 4
     steps: int = 40
     step: float = 0.004
+    rooms: int = 0
     access = Access.GRADIENTS
     needs_voice = False
     paper = "Carlini et al. 2016"
@@ -63,6 +68,7 @@ class HiddenVoice:
         check_whole("hidden-voice: frames", self.frames, 3)
         check_whole("hidden-voice: steps", self.steps, 1)
         check_positive("hidden-voice: step", self.step)
+        check_whole("hidden-voice: rooms", self.rooms, 0)
 
     def make(
         self,
@@ -96,11 +102,20 @@ class HiddenVoice:
         noise = LOUD * torch.randn((1, (len(goal) - 2) * SHIFT + WINDOW), generator=rng)
         x = noise.requires_grad_()
         adam = torch.optim.Adam([x], self.step)
+        bank = air.rooms(self.rooms, recogniser.rate, rng) if self.rooms else None
         for _ in range(self.steps):
             adam.zero_grad()
-            shortfall(model, levelled(x), goal).backward()
+            shortfall(model, _heard(levelled(x), bank, rng), goal).backward()
             adam.step()
-        return Made(quantised(levelled(x.detach()))[0], queries=0, passes=2 * self.steps)
+        return Made(quantised(levelled(x.detach()))[0], queries=0, passes=2 * self.steps * (1 if bank is None else 1 + VIEWS))
+
+
+def _heard(x: Tensor, bank: Tensor | None, rng: torch.Generator) -> Tensor:
+    """The sound (1, T) as it is, and as it arrives in rooms drawn from a bank (R, L), if there is one."""
+    if bank is None:
+        return x
+    drawn = bank[torch.randint(len(bank), (VIEWS,), generator=rng)]
+    return torch.cat([x, air.play(x.expand(VIEWS, -1), drawn)])
 
 
 def levelled(x: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
-"""Attacks on recognisers whose context is longer than the sound: first on a short context, then on the whole one.
+"""Attacks on recognisers whose context is longer than the sound: first on a cheaper stand-in, then on the recogniser.
 
-Whisper's encoder works on 30 seconds, whatever it is given, and a gradient costs accordingly. With a context as long as the
-sound a gradient costs a few times less, and what is found is nearly a success on the whole context: the rest is repaired there.
+Whisper's encoder works on 30 seconds, whatever it is given, and a gradient costs accordingly. Where most of that is silence, it
+need not be computed anew in every step (:class:`advkit.audio.whisper.Nearly`): a gradient costs a few times less, what is found
+is nearly a success, and the rest is repaired on the recogniser itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from dataclasses import fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from advkit.audio.recogniser import Recogniser
-from advkit.audio.whisper import Whisper
+from advkit.audio.whisper import Nearly, Whisper
 from advkit.engine import Attack, AttackResult, run
 from advkit.oracle import Access, Goal
 from advkit.sound.threats import lengths
@@ -26,12 +27,14 @@ class Filed(nn.Module):
     """A recogniser that hears every sound as a file of 16 bits holds it, so that no success is lost by rounding.
 
     Arguments:
-        recogniser: The recogniser. Gradients pass the rounding as they are.
+        recogniser: The recogniser, or a stand-in. Gradients pass the rounding as they are.
     """
 
-    def __init__(self, recogniser: Recogniser) -> None:
+    def __init__(self, recogniser: nn.Module) -> None:
         super().__init__()
         self.recogniser = recogniser
+        # What views of a sound go by.
+        self.rate = getattr(recogniser, "rate", Recogniser.rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """The recogniser's outputs for waveforms (N, T)."""
@@ -41,7 +44,7 @@ class Filed(nn.Module):
 
 @runtime_checkable
 class Phased(Protocol):
-    """An attack that can go on from what it found on another context."""
+    """An attack that can go on from what it found on a stand-in."""
 
     def after(self, found: AttackResult) -> Attack:
         """The attack that goes on from there."""
@@ -61,8 +64,8 @@ def quietest(
 ) -> AttackResult:
     """Attack a recogniser through files of 16 bits; one with a context, in two phases where the attack can.
 
-    The first phase asks a recogniser with a context just longer than the longest sound. The second goes on from what it found,
-    with the recogniser itself, whose word alone counts. Passes of both are counted.
+    The first phase asks a recogniser that looks at the silence after a sound only now and then, one row after the other. The
+    second goes on from what it found, with the recogniser itself, whose word alone counts. Passes of both are counted.
 
     Arguments:
         attack: The attack.
@@ -82,7 +85,26 @@ def quietest(
     seconds = float(lengths(x).max()) / recogniser.rate
     if not isinstance(recogniser, Whisper) or not isinstance(attack, Phased) or seconds + 1 >= recogniser.seconds or budget:
         return run(attack, model, x, y, threat, goal=goal, rng=rng, access=access, budget=budget)
-    first = run(attack, Filed(recogniser.short(seconds)), x, y, threat, goal=goal, rng=rng, access=access)
-    last = run(attack.after(first), model, x, y, threat, goal=goal, rng=rng, access=access)
-    counts = {name: getattr(first, name) + getattr(last, name) for name in ("forwards", "backwards", "checks")}
-    return replace(last, **counts)
+    found = []
+    for k in range(len(x)):
+        row = slice(k, k + 1)
+        nearly = Filed(Nearly(recogniser, float(lengths(x[row])) / recogniser.rate))
+        draws = _part(rng, row)
+        first = run(attack, nearly, x[row], y[row], threat, goal=goal, rng=draws, access=access)
+        last = run(attack.after(first), model, x[row], y[row], threat, goal=goal, rng=draws, access=access)
+        counts = {name: getattr(first, name) + getattr(last, name) for name in ("forwards", "backwards", "checks")}
+        found.append(replace(last, **counts))
+    return _together(found)
+
+
+def _part(rng: torch.Generator | Streams | None, row: slice) -> torch.Generator | Streams | None:
+    return Streams(rng.keys[row]) if isinstance(rng, Streams) else rng
+
+
+def _together(results: list[AttackResult]) -> AttackResult:
+    """The results of one row each as one."""
+    parts: dict[str, Any] = {}
+    for one in fields(AttackResult):
+        values = [getattr(result, one.name) for result in results]
+        parts[one.name] = None if values[0] is None else torch.cat(values)
+    return AttackResult(**parts)
