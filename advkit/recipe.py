@@ -102,7 +102,7 @@ RECIPES = {
     "mnist-trades": Recipe(epochs=5, batch_size=128, lr=0.05),
     "cifar-resnet": Recipe(epochs=10, batch_size=128, lr=0.2, shift=4, flip=True),
     "preact-resnet18": Recipe(epochs=30, batch_size=128, lr=0.2, shift=4, flip=True),
-    "keyword-cnn": Recipe(epochs=24, batch_size=64, lr=4e-3, weight_decay=0.0, optimizer="adam"),
+    "keyword-cnn": Recipe(epochs=14, batch_size=96, lr=4e-3, weight_decay=1e-4, optimizer="adam"),
     "speech-ctc": Recipe(epochs=8, batch_size=32, lr=5e-3, weight_decay=0.0, optimizer="adam", clip=5.0),
 }
 """The recipe of each network that has a name."""

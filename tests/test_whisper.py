@@ -232,14 +232,14 @@ def test_tokens_of_real_clips_are_those_of_openai_whisper(tiny):
     recogniser = load(f"whisper:{tiny}")
     engine, _, _ = whisper_engines.openai(tiny)
     right = 0
-    for x, text in clips(6):
+    for x, text in clips(4):
         options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
         reference = whisper.decode(engine.model, recogniser.features(x), options)[0]
         outputs = recogniser(x)
         assert recogniser.tokens(outputs) == [reference.tokens]
         assert recogniser.says(outputs, [reference.text]).all()
         right += recogniser.text(outputs) == [text]
-    assert right >= 3
+    assert right >= 2
 
 
 @pytest.mark.slow

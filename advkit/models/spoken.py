@@ -20,6 +20,8 @@ from advkit.spec import check_whole
 
 FLOOR = 1e-5
 """What is added to each band's power, as a share of the loudest frame's: 50 dB below it, nothing is heard."""
+QUIETEST = 1e-16
+"""The least power that the loudest frame is taken to have; with less, gradients overflow."""
 BLOCK = 16
 """Batches are cut after their longest sound, to a multiple of so many frames."""
 ALPHABET = ("", " ", "'", *"abcdefghijklmnopqrstuvwxyz")
@@ -44,7 +46,7 @@ class Varied:
 
     pace: float = 0.25
     pitch: float = 0.15
-    colour: float = 2.0
+    colour: float = 1.0
     hole: float = 0.1
 
     def coloured(self, power: Tensor) -> Tensor:
@@ -87,13 +89,14 @@ class LogMel(nn.Module):
         rate: Samples a second.
         bands: M.
         hop: From one frame to the next, in samples.
+        levelled: The share of each band's mean over time that is taken from it, as it is the speaker's or the microphone's own.
         varied: What is changed in training.
     """
 
-    def __init__(self, rate: int, bands: int, hop: int, varied: Varied | None = None) -> None:
+    def __init__(self, rate: int, bands: int, hop: int, *, levelled: float = 0.0, varied: Varied | None = None) -> None:
         super().__init__()
         self.mel = Mel(rate, n_fft=max(hop, rate * 32 // 1000), hop=hop, bands=bands, low=60.0)
-        self.varied = varied
+        self.levelled, self.varied = levelled, varied
 
     def frames(self, samples: Tensor) -> Tensor:
         """How many frames sounds of so many samples have, (N,) int64."""
@@ -107,28 +110,30 @@ class LogMel(nn.Module):
         heard = _first(self.frames(samples), power.shape[2])
         varied = self.varied if self.training else None
         power = varied.coloured(power) if varied else power
-        loudest = (power.mean(1) * heard).amax(1).clamp(min=torch.finfo(power.dtype).tiny)
+        loudest = (power.mean(1) * heard).amax(1).clamp(min=QUIETEST)
         spectrum = (power / loudest.view(-1, 1, 1) + FLOOR).log() * heard.unsqueeze(1)
+        mean = spectrum.sum(2) / heard.sum(1, keepdim=True)
+        spectrum = (spectrum - self.levelled * mean.unsqueeze(2)) * heard.unsqueeze(1)
         return varied.stretched(spectrum, heard) if varied else (spectrum, heard)
 
 
 class Heard(nn.Module):
-    """A convolution over time with normalization, in which frames after a sound stay nothing.
+    """A convolution with normalization, in which frames after a sound stay nothing.
 
     Arguments:
-        c_in: Channels of the input.
-        c_out: Channels of the output.
-        stride: How many frames become one.
+        conv: Over (bands and) frames.
+        norm: Of its channels.
     """
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, norm: nn.Module) -> None:
         super().__init__()
-        self.conv, self.norm, self.stride = nn.Conv1d(c_in, c_out, 5, stride, 2, bias=False), nn.BatchNorm1d(c_out), stride
+        self.conv, self.norm = conv, norm
 
     def forward(self, h: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, c_in, F) and (N, F) to (N, c_out, F / stride) and (N, F / stride)."""
-        heard = heard[:, :: self.stride]
-        return F.relu(self.norm(self.conv(h))) * heard.unsqueeze(1), heard
+        """(N, c_in, *, F) and (N, F) to (N, c_out, *, F / stride) and (N, F / stride)."""
+        heard = heard[:, :: self.conv.stride[-1]]
+        h = F.relu(self.norm(self.conv(h)))
+        return h * heard.view(len(h), *(1,) * (h.ndim - 2), -1), heard
 
 
 class Keywords(nn.Module):
@@ -141,16 +146,19 @@ class Keywords(nn.Module):
     def __init__(self, settings: KeywordCNN) -> None:
         super().__init__()
         self.rate, width = settings.rate, settings.width
-        self.mel = LogMel(self.rate, 32, self.rate // 64, Varied())
-        sizes = [(32, width, 1), (width, width, 2), (width, 2 * width, 1), (2 * width, 2 * width, 2)]
-        self.layers = nn.ModuleList(Heard(*size) for size in sizes)
-        self.drop, self.dense = nn.Dropout(0.2), nn.Linear(4 * width, settings.words)
+        self.mel = LogMel(self.rate, 32, self.rate // 64, levelled=0.6, varied=Varied())
+        sizes = [(1, width, 5, 1), (width, 2 * width, 3, 2), (2 * width, 2 * width, 3, 1), (2 * width, 4 * width, 3, 1)]
+        convs = [nn.Conv2d(c_in, c_out, k, (2, stride), k // 2, bias=False) for c_in, c_out, k, stride in sizes]
+        self.layers = nn.ModuleList(Heard(conv, nn.BatchNorm2d(conv.out_channels)) for conv in convs)
+        self.drop, self.dense = nn.Dropout(0.2), nn.Linear(8 * width, settings.words)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T) to (N, K)."""
-        h, heard = self.mel(x)
+        spectrum, heard = self.mel(x)
+        h = spectrum.unsqueeze(1)
         for layer in self.layers:
             h, heard = layer(h, heard)
+        h = h.mean(2)
         mean = h.sum(2) / heard.sum(1, keepdim=True)
         z: Tensor = self.dense(self.drop(torch.cat([mean, h.amax(2)], 1)))
         return z
@@ -160,17 +168,17 @@ class Keywords(nn.Module):
 class KeywordCNN:
     """A classifier of spoken words, for waveforms (N, T) in [-1, 1] at one rate.
 
-    A log-mel spectrum, four convolutions over time, and the mean and the greatest value of each channel.
+    A log-mel spectrum, four convolutions over bands and time, and the mean and the greatest value of each channel.
 
     Arguments:
         rate: Samples a second.
         words: How many words there are to tell apart.
-        width: Channels of the first two convolutions; the others have twice as many.
+        width: Channels of the first convolution; the last has four times as many.
     """
 
     rate: int = 8000
     words: int = 10
-    width: int = 64
+    width: int = 24
 
     def __post_init__(self) -> None:
         check_whole("the network's rate", self.rate, 2000)
@@ -196,7 +204,8 @@ class Letters(nn.Module):
         super().__init__()
         self.rate, self.alphabet, width = settings.rate, ALPHABET, settings.width
         self.mel = LogMel(self.rate, 40, self.rate // 80)
-        self.layers = nn.ModuleList([Heard(40, width, 1), Heard(width, width, 2)])
+        convs = nn.Conv1d(40, width, 5, 1, 2, bias=False), nn.Conv1d(width, width, 5, 2, 2, bias=False)
+        self.layers = nn.ModuleList(Heard(conv, nn.BatchNorm1d(width)) for conv in convs)
         self.gru = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.drop, self.dense = nn.Dropout(0.2), nn.Linear(2 * width, len(ALPHABET))
 
