@@ -42,6 +42,7 @@ def librosa():
     return pytest.importorskip("librosa")
 
 
+@pytest.mark.slow  # librosa compiles itself for twenty seconds.
 @pytest.mark.filterwarnings("ignore:Empty filters")
 @given(mel=MELS, seed=st.integers(0, 99), cepstra=st.integers(1, 20), lifter=st.sampled_from([0, 10, 22]))
 @settings(max_examples=20, deadline=None)

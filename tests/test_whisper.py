@@ -263,25 +263,27 @@ def test_how_texts_are_written():
     assert written("the more i know") == " The more I know."
 
 
-def test_remembered_silence(folder, small):
+@pytest.mark.parametrize("own", [False, True], ids=["transformers", "openai"])
+def test_remembered_silence(folder, small, own):
     from advkit.audio.whisper import Nearly, Whisper
 
+    if own:
+        pytest.importorskip("whisper")
     x = nn.functional.pad(sounds(1, seconds=0.3), (0, 3000))
     config, generation = ({"num_mel_bins": 80, "max_source_positions": 50, "max_target_positions": 24, "vocab_size": 259}, {})
-    engines = [small.engine, whisper_engines.openai(folder)[0].eval().requires_grad_(False)]
-    for engine in engines:
-        recogniser = Whisper(engine, config, generation, "whisper:small")
-        nearly = Nearly(recogniser, 0.3, every=2)
-        nearly.frames = 20
-        x.requires_grad_(True)
-        near, whole = nearly(x), recogniser(x)
-        torch.testing.assert_close(near, whole, atol=1e-4, rtol=1e-4)
-        # The sound's own part of the gradient, and of the silence's nothing.
-        (g,) = torch.autograd.grad(small.loss(near, ["one"]).sum(), x)
-        assert g.isfinite().all()
-        assert (g[0, :4000] != 0).any()
-        louder = (2 * x).detach()
-        second, third = nearly(louder), nearly(louder)
-        torch.testing.assert_close(second[:, 20:], whole[:, 20:], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(third, recogniser(louder), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(second, third, atol=1e-3)
+    engine = whisper_engines.openai(folder)[0].eval().requires_grad_(False) if own else small.engine
+    recogniser = Whisper(engine, config, generation, "whisper:small")
+    nearly = Nearly(recogniser, 0.3, every=2)
+    nearly.frames = 20
+    x.requires_grad_(True)
+    near, whole = nearly(x), recogniser(x)
+    torch.testing.assert_close(near, whole, atol=1e-4, rtol=1e-4)
+    # The sound's own part of the gradient, and of the silence's nothing.
+    (g,) = torch.autograd.grad(small.loss(near, ["one"]).sum(), x)
+    assert g.isfinite().all()
+    assert (g[0, :4000] != 0).any()
+    louder = (2 * x).detach()
+    second, third = nearly(louder), nearly(louder)
+    torch.testing.assert_close(second[:, 20:], whole[:, 20:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(third, recogniser(louder), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(second, third, atol=1e-3)
