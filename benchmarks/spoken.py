@@ -92,14 +92,14 @@ Attack = Callable[[list[Task]], list[Tensor]]
 """Sentences to waveforms (T,)."""
 
 
-def ours(recogniser: Recogniser, steps: int, threat: str) -> Attack:
+def ours(recogniser: Recogniser, attack: SpeechCW, threat: str) -> Attack:
     """The attack of Carlini and Wagner, in a search for the quietest success; ``threat`` says of what size."""
     built = parse(threat, SOUNDS, "threat")
 
     def make(some: list[Task]) -> list[Tensor]:
         x = torch.nn.utils.rnn.pad_sequence([task.x for task in some], batch_first=True)
         wanted = goal(recogniser, [task.wanted for task in some], targeted=True)
-        found = quietest(SpeechCW(steps), recogniser, x, torch.arange(len(some)), built, goal=wanted)
+        found = quietest(attack, recogniser, x, torch.arange(len(some)), built, goal=wanted)
         return [row[: len(task.x)] for row, task in zip(found.x_adv, some, strict=True)]
 
     return make
@@ -150,7 +150,8 @@ def _sentences(arguments: argparse.Namespace) -> None:
     if not isinstance(recogniser, CTC):
         raise UsageError(f"{arguments.model} is no network for CTC; train one with advkit train --model speech-ctc")
     some = tasks(recogniser, arguments.data, arguments.clips, arguments.seed)
-    attacks = {f"cw, {arguments.threat}": ours(recogniser, arguments.steps, arguments.threat)}
+    cw = SpeechCW(arguments.steps, c=arguments.c)
+    attacks = {f"cw, {arguments.threat}": ours(recogniser, cw, arguments.threat)}
     if arguments.peer:
         attacks["asr-attacks"] = peer(recogniser, arguments.steps)
     for name, attack in attacks.items():
@@ -172,6 +173,7 @@ def main() -> None:
     two.add_argument("--data", required=True)
     two.add_argument("--model", required=True)
     two.add_argument("--steps", type=int, default=1000)
+    two.add_argument("--c", type=float, default=SpeechCW.c, help="the weight of the loss beside the squares of what is added")
     two.add_argument("--threat", default="snr", help="what should be little: snr, or linf_db")
     two.add_argument("--clips", type=int, default=50)
     two.add_argument("--peer", action="store_true", help="try asr-attacks too, with as many steps")
