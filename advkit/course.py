@@ -168,39 +168,44 @@ class Course:
     def save(self, partial: Path, name: str, epoch: int) -> None:
         """Write the run to its file, in the first process."""
         if processes.group()[0] == 0:
-            parts = {"model": self.model.state_dict(), "average": self.average, "good": self.good}
-            tensors = {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
-            state = self.optimizer.state_dict()["state"]
-            flat = {f"{i}.{key}": value for i, of in state.items() for key, value in of.items()}
-            tensors |= {f"optimizer.{key}": value for key, value in flat.items() if isinstance(value, Tensor)}
-            about = {
-                "epoch": epoch,
-                "taken": self.taken,
-                "history": [asdict(check) for check in self.history],
-                "state": {key: value for key, value in flat.items() if not isinstance(value, Tensor)},
-                "groups": [numbers(group) for group in self.optimizer.param_groups],
-            }
-            try:
-                text = json.dumps(about)
-            except (TypeError, ValueError):
-                kind = type(self.optimizer).__name__
-                raise UsageError(f"{kind} keeps more than tensors, numbers and text, so its run cannot be saved") from None
-            checkpoint.write(partial, tensors, {"run": name, "progress": text})
+            tensors, about = self.state()
+            checkpoint.write(partial, tensors, {"run": name, "progress": _text({**about, "epoch": epoch}, self.optimizer)})
         processes.barrier()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the run carries: its tensors by name, and the rest."""
+        parts = {"model": self.model.state_dict(), "average": self.average, "good": self.good}
+        tensors = {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+        state = self.optimizer.state_dict()["state"]
+        flat = {f"{i}.{key}": value for i, of in state.items() for key, value in of.items()}
+        tensors |= {f"optimizer.{key}": value for key, value in flat.items() if isinstance(value, Tensor)}
+        return tensors, {
+            "taken": self.taken,
+            "history": [asdict(check) for check in self.history],
+            "state": {key: value for key, value in flat.items() if not isinstance(value, Tensor)},
+            "groups": [numbers(group) for group in self.optimizer.param_groups],
+        }
 
     def resume(self, partial: Path, name: str) -> int:
         """Put the run in ``partial`` back and return its next epoch; 0 where there is none."""
-        if not partial.exists():
+        found = resumed(partial, name)
+        if found is None:
             return 0
-        tensors, metadata = checkpoint.read(partial)
-        if metadata.get("run") != name:
-            raise UsageError(f"{partial} holds another run (network, data, recipe or seed differ); delete it to start anew")
-        try:
-            return self._put_back(tensors, json.loads(metadata["progress"]))
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
-            raise UsageError(f"{partial} is damaged, or does not fit the network; delete it to start anew") from None
+        tensors, about = found
+        with damaged(partial):
+            self.put_back(tensors, about)
+            epoch: int = about["epoch"]
+            check_whole("epoch", epoch, 1)
+            if epoch > self.recipe.epochs or [check.epoch for check in self.history] not in ([], list(range(epoch))):
+                raise ValueError("epochs that there are not")
+            return epoch
 
-    def _put_back(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> int:
+    def put_back(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Carry on with what :meth:`state` gave.
+
+        Raises:
+            RuntimeError, LookupError, ValueError, TypeError, AttributeError: It is not of this model and optimizer.
+        """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "good": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
@@ -217,12 +222,8 @@ class Course:
         groups = [own | {key: saved[key] for key in numbers(own)} for own, saved in pairs]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history = [Check(**check) for check in about["history"]]
-        epoch, self.taken = about["epoch"], about["taken"]
-        check_whole("epoch", epoch, 1)
+        self.taken = about["taken"]
         check_whole("taken", self.taken, 1)
-        if epoch > self.recipe.epochs or [check.epoch for check in self.history] not in ([], list(range(epoch))):
-            raise ValueError("epochs that there are not")
-        return epoch
 
     def _check_state(self, state: dict[int, dict[str, Any]]) -> None:
         """Refuse what a step would stumble over later, as far as the optimizer's state is known."""
@@ -237,6 +238,39 @@ class Course:
     def _loaded(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.load_state_dict(state)
         return _copied(self.model.state_dict())
+
+
+def resumed(partial: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and the rest of the run in a file; None where there is no file.
+
+    Raises:
+        UsageError: It holds another run, or is damaged.
+    """
+    if not partial.exists():
+        return None
+    tensors, metadata = checkpoint.read(partial)
+    if metadata.get("run") != name:
+        raise UsageError(f"{partial} holds another run (network, data, recipe or seed differ); delete it to start anew")
+    with damaged(partial):
+        about: dict[str, Any] = json.loads(metadata["progress"])
+        return tensors, about
+
+
+@contextlib.contextmanager
+def damaged(partial: Path) -> Iterator[None]:
+    """What does not fit is said in a sentence."""
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+        raise UsageError(f"{partial} is damaged, or does not fit the network; delete it to start anew") from None
+
+
+def _text(about: dict[str, Any], optimizer: torch.optim.Optimizer) -> str:
+    try:
+        return json.dumps(about)
+    except (TypeError, ValueError):
+        kind = type(optimizer).__name__
+        raise UsageError(f"{kind} keeps more than tensors, numbers and text, so its run cannot be saved") from None
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,13 +24,15 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cyclic": lambda t: _triangle(t, 0.4),
     "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),
     "steps": lambda t: 1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01,
+    "linear": lambda t: 1 - t,
     "constant": lambda t: 1.0,
 }
 """The learning rate at a share t of all steps, as a share of the highest.
 
 Up in the first fifth, or two fifths, and down (Smith and Topin, 2019, https://arxiv.org/abs/1708.07120; Wong, Rice and Kolter,
 2020, https://arxiv.org/abs/2001.03994); half a cosine (Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983); a tenth
-after one half, and again after three quarters (Rice, Wong and Kolter, 2020, https://arxiv.org/abs/2002.11569).
+after one half, and again after three quarters (Rice, Wong and Kolter, 2020, https://arxiv.org/abs/2002.11569); a line
+down to 0.
 """
 OPTIMIZERS = {"sgd": "stochastic gradient descent with Nesterov's momentum", "adam": "Adam"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,6 +102,7 @@ RECIPES = {
     "mnist-mlp": Recipe(epochs=8, batch_size=128, lr=0.1),
     "mnist-small": Recipe(epochs=10, batch_size=100, lr=5e-3, weight_decay=0.0, optimizer="adam", schedule="cyclic"),
     "mnist-trades": Recipe(epochs=5, batch_size=128, lr=0.05),
+    "mnist-ssl": Recipe(epochs=20, batch_size=100, lr=3e-3, weight_decay=0.0, optimizer="adam", schedule="linear"),
     "cifar-resnet": Recipe(epochs=10, batch_size=128, lr=0.2, shift=4, flip=True),
     "preact-resnet18": Recipe(epochs=30, batch_size=128, lr=0.2, shift=4, flip=True),
     "keyword-cnn": Recipe(epochs=14, batch_size=96, lr=4e-3, weight_decay=1e-4, optimizer="adam"),

@@ -249,7 +249,7 @@ def check_fits(model: nn.Module, data: Data) -> None:
         _check_spells(model, data, x.to(first))
         return
     # A model whose answers are random draws from the global generator.
-    with _drawing(0):
+    with drawing(0):
         models.inspect(models.wrap(model), x.to(first), data.y, len(data.classes))
 
 
@@ -291,7 +291,7 @@ def _check_batches(model: nn.Module, data: Data, recipe: Recipe, extra: Extra | 
 
 
 @contextlib.contextmanager
-def _drawing(seed: int) -> Iterator[None]:
+def drawing(seed: int) -> Iterator[None]:
     """Dropout and the like draw from the global generators: seeded here, and put back."""
     with torch.random.fork_rng(range(torch.accelerator.device_count())):
         torch.manual_seed(seed)
@@ -314,7 +314,8 @@ def _checked(check: Callable[[nn.Module, int, bool], Check], run: Course, loss: 
     return at_end
 
 
-def _seed(seed: int, what: int | str) -> int:
+def seed_of(seed: int, what: int | str) -> int:
+    """The seed of one part of a run: an epoch, or what a process draws in it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:7])
 
 
@@ -332,7 +333,7 @@ class _Epoch:
     mean: float = math.nan
 
     def __post_init__(self) -> None:
-        self.steps = len(_split(torch.arange(len(self.data)), self.run.recipe.batch_size)) * self.replays
+        self.steps = len(split(torch.arange(len(self.data)), self.run.recipe.batch_size)) * self.replays
         self.few = self.data.batch(0, FEW)[0].to(next(self.run.model.parameters()))
 
     def progress(self, epoch: int, step: int) -> Progress:
@@ -343,12 +344,12 @@ class _Epoch:
     def __call__(self, epoch: int, seed: int) -> None:
         """Take every step of an epoch."""
         rank, world = processes.group()
-        order = torch.Generator().manual_seed(_seed(seed, epoch))
+        order = torch.Generator().manual_seed(seed_of(seed, epoch))
         # Each process draws for itself what its loss needs.
-        rng = order if world == 1 else torch.Generator().manual_seed(_seed(seed, f"{epoch} {rank}"))
+        rng = order if world == 1 else torch.Generator().manual_seed(seed_of(seed, f"{epoch} {rank}"))
         loss, total, step = _afresh(self.loss), 0.0, epoch * self.steps
         self.run.model.train()
-        with _drawing(_seed(seed, epoch if world == 1 else f"{epoch} {rank}")), torch.enable_grad():
+        with drawing(seed_of(seed, epoch if world == 1 else f"{epoch} {rank}")), torch.enable_grad():
             for x, y in _batches(self.data, self.run.recipe, order, self.extra):
                 x, y, weight = self._share(x, y, rank, world)
                 for _ in range(self.replays):
@@ -387,7 +388,7 @@ class _Epoch:
         value = weight * value
         run.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        mean = _mean_gradients(run.model, value.detach())
+        mean = mean_gradients(run.model, value.detach())
         if not math.isfinite(mean):
             raise run.diverged(step // self.steps, "NaN" if math.isnan(mean) else "infinite")
         run.step()
@@ -410,7 +411,7 @@ def _check_value(value: Any) -> None:
         raise UsageError("the loss has no gradient; it should depend on parameters of the model that require one")
 
 
-def _mean_gradients(model: nn.Module, value: Tensor) -> float:
+def mean_gradients(model: nn.Module, value: Tensor) -> float:
     """The mean of the loss over the processes, with the gradients replaced by theirs."""
     if processes.group()[1] == 1:
         return float(value)
@@ -423,7 +424,7 @@ def _mean_gradients(model: nn.Module, value: Tensor) -> float:
     return float(flat[-1])
 
 
-def _split(order: Tensor, batch_size: int) -> list[Tensor]:
+def split(order: Tensor, batch_size: int) -> list[Tensor]:
     """The batches of an order, (N,); a last one of a single example, which a batch norm refuses, joins the one before."""
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
@@ -434,7 +435,7 @@ def _split(order: Tensor, batch_size: int) -> list[Tensor]:
 def _batches(data: Data, recipe: Recipe, rng: torch.Generator, extra: Extra | None) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(data), generator=rng)
     others = torch.randperm(len(extra.data), generator=rng) if extra else order
-    for k, i in enumerate(_split(order, recipe.batch_size)):
+    for k, i in enumerate(split(order, recipe.batch_size)):
         n = min(max(1, round(extra.share * len(i))), len(i) - 1) if extra else 0
         own = i[: len(i) - n]
         x, y = data.take(data.index[own]), data.y[own]

@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         crosscheck,
         detect,
         doctor,
+        gan,
         listing,
         patch,
         profile,
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         transfer,
         patch,
         universal,
+        gan,
         listing,
     ):
         command.add(commands)

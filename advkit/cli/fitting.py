@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advkit.cli import tables
+from advkit.cli.pictures import save_image
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 BATCH = 250
 """How many examples are tried at a time."""
-LEAST_HEIGHT = 112
-"""Pictures of smaller images are enlarged by a whole factor to at least this many pixels."""
 
 
 def add_options(command: Any, steps: int) -> None:
@@ -264,16 +263,3 @@ def save(
 
 def _as_dict(share: Rate) -> dict[str, float]:
     return {**asdict(share), "value": share.value}
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Write an image (C, H, W) in [0, 1] as a PNG, enlarged by a whole factor where it is small."""
-    import torch
-    from PIL import Image
-
-    if image.shape[0] not in (1, 3):
-        return
-    factor = -(-LEAST_HEIGHT // image.shape[1])
-    levels = (255 * image.detach().cpu().clamp(0, 1)).round().to(torch.uint8)
-    pixels = levels.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0).squeeze(2).numpy()
-    Image.fromarray(pixels).save(path)

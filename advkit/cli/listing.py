@@ -127,6 +127,18 @@ def _certificates() -> list[tuple[str, str]]:
     return _rows(CERTIFICATES)
 
 
+def _gans() -> list[tuple[str, str]]:
+    from advkit.gan.pair import GANS
+
+    return _rows(GANS)
+
+
+def _game_losses() -> list[tuple[str, str]]:
+    from advkit.gan.losses import GAME_LOSSES
+
+    return _rows(GAME_LOSSES)
+
+
 def _defenses() -> list[tuple[str, str]]:
     from advkit.defenses import DEFENSES
 
@@ -163,6 +175,8 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "data": _data,
     "defenses": _defenses,
     "detectors": _detectors,
+    "game-losses": _game_losses,
+    "gans": _gans,
     "inference": _inference,
     "models": _models,
     "recognisers": _recognisers,

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Learn, try, keep and print."""
     from advkit.attacks.patch import Patch
     from advkit.cli import fitting
+    from advkit.cli.pictures import save_image
     from advkit.streams import Streams
 
     given = {key: getattr(arguments, key) for key in ("share", "shape", "rotation", "scale", "steps", "batch_size")}
@@ -70,5 +71,5 @@ def run(arguments: argparse.Namespace) -> int:
             "learned_from": len(x),
         }
         fitting.save(arguments.out, "patch", patch, about, outcomes, shown, data)
-        fitting.save_image(attack.cut((patch - data.low) / (data.high - data.low)), arguments.out / "patch.png")
+        save_image(attack.cut((patch - data.low) / (data.high - data.low)), arguments.out / "patch.png")
     return 0

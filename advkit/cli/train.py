@@ -61,7 +61,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument("--lr", type=float, help="the highest learning rate")
     group.add_argument("--weight-decay", type=float, help="the share of a weight that a step of rate 1 takes away")
     group.add_argument("--optimizer", help="sgd or adam")
-    group.add_argument("--schedule", help="of the learning rate: triangle, cyclic, cosine, steps or constant")
+    group.add_argument("--schedule", help="of the learning rate: triangle, cyclic, cosine, steps, linear or constant")
     group.add_argument("--shift", type=int, help="move images by up to so many pixels, at random")
     group.add_argument("--clip", type=float, help="the greatest norm of a step's gradient")
     group.add_argument("--average", type=float, help="keep a moving average of the weights with this decay, as 0.995")
@@ -71,7 +71,7 @@ def _add_recipe(group: Any) -> None:
 
 def _add_extra(group: Any) -> None:
     group.add_argument("--extra", metavar="DATA", help="generated or unlabelled examples that fill a share of every batch")
-    group.add_argument("--extra-share", type=float, default=0.7, help="of a batch (default 0.7)")
+    group.add_argument("--extra-share", "--extra-ratio", type=float, default=0.7, help="of a batch (default 0.7)")
     group.add_argument("--pseudo-labels", metavar="MODEL", help="give the extra examples the labels of this checkpoint")
 
 

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from advkit.attacks.universal import Universal
     from advkit.benchmarks.plan import parse_ball, threat_name
     from advkit.cli import fitting
+    from advkit.cli.pictures import save_image
     from advkit.oracle import Goal
 
     attack, target = Universal(arguments.steps, arguments.batch_size), arguments.target
@@ -60,5 +61,5 @@ def run(arguments: argparse.Namespace) -> int:
         about = {"threat": name, "steps": steps, "target": target, "seed": task.seed, "data": data.name, "learned_from": len(x)}
         fitting.save(arguments.out, "universal", delta, about, outcomes, shown, data)
         if data.kind == "image":
-            fitting.save_image(0.5 + 0.5 * delta / delta.abs().max().clamp(min=1e-12), arguments.out / "universal.png")
+            save_image(0.5 + 0.5 * delta / delta.abs().max().clamp(min=1e-12), arguments.out / "universal.png")
     return 0

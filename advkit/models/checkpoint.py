@@ -5,16 +5,15 @@ Nothing in such a file is code; the network is built from the table of names and
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from advkit.errors import UsageError
 from advkit.models import networks
+from advkit.tensors import read as read
+from advkit.tensors import telling
+from advkit.tensors import write as write
 from advkit.version import __version__
 
 
@@ -33,40 +32,6 @@ def save(path: str | Path, module: nn.Module, architecture: str, **metadata: str
     write(path, module.state_dict(), {**metadata, "advkit": __version__, "architecture": architecture})
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and text to a safetensors file, whole or not at all.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    # Copies, because the format refuses tensors that share memory.
-    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(safetensors.torch.save(copies, metadata))
-        os.replace(part, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        UsageError: There is no such file, or it is damaged.
-    """
-    if not Path(path).is_file():
-        raise UsageError(f"there is no file {path}; give the path of a .safetensors file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a readable safetensors file ({_line(error)}); it may be cut off") from None
-
-
 def load(path: str | Path) -> tuple[nn.Module, dict[str, str]]:
     """The network in a checkpoint that :func:`save` wrote, and the metadata.
 
@@ -79,6 +44,9 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, str]]:
             f"{path} does not say which network it belongs to, as advkit's checkpoints do; "
             "give the folder of a Hugging Face model, or a file.py:function that builds the network and loads it"
         )
+    # A file of several networks says where the one of its architecture is.
+    prefix = metadata.get("prefix", "")
+    tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
         module = networks.build(metadata["architecture"])
         module.load_state_dict(tensors)
@@ -86,11 +54,5 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, str]]:
         raise UsageError(f"{path} holds a network that advkit does not have: {error}") from None
     except Exception as error:
         what = f"the tensors in {path} do not fit the network {metadata['architecture']!r}"
-        raise UsageError(f"{what} that it names: {_line(error)}") from None
+        raise UsageError(f"{what} that it names: {telling(error)}") from None
     return module, metadata
-
-
-def _line(error: Exception) -> str:
-    """The most telling line of an error: torch's state dict errors open with a heading."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]).rstrip(". ")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from advkit import spec
 from advkit.errors import UsageError
+from advkit.gan.ssgan import Classifier
 from advkit.models.spoken import KeywordCNN, SpeechCTC
 from advkit.spec import Table
 
@@ -157,6 +158,24 @@ class MnistMLP:
         return nn.Sequential(Normalize(*MNIST_NORMALIZE), nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
 
 
+@dataclass(frozen=True)
+class MnistSSL:
+    """Dense layers with normalized weights and noise for (N, 1, 28, 28) in [0, 1] and ten classes: the classifier of ``ssgan``.
+
+    Arguments:
+        minibatch: Kernels of minibatch discrimination, which tell drawings from data and leave the logits alone; 0 for none.
+    """
+
+    minibatch: int = 0
+
+    def __post_init__(self) -> None:
+        spec.check_whole("the network's minibatch", self.minibatch, 0)
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        return Classifier(784, 10, self.minibatch)
+
+
 class Residual(nn.Module):
     """A residual block with normalization first (He et al., 2016, https://arxiv.org/abs/1603.05027).
 
@@ -228,6 +247,7 @@ NETWORKS: Table = {
     "mnist-mlp": MnistMLP,
     "mnist-small": MnistSmall,
     "mnist-trades": MnistTrades,
+    "mnist-ssl": MnistSSL,
     "cifar-resnet": CifarResNet,
     "preact-resnet18": PreActResNet18,
     "keyword-cnn": KeywordCNN,
