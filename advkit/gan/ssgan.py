@@ -20,6 +20,8 @@ from advkit.gan.losses import matched
 from advkit.spec import check_whole
 
 HIDDEN = (1000, 500, 250, 250, 250)
+INK = 0.13
+"""The share of a digit's pixels that are white."""
 
 
 class Classifier(nn.Module):
@@ -41,6 +43,8 @@ class Classifier(nn.Module):
         self.top = Dense(sizes[-1], classes, scaled=True)
         self.beside = MinibatchDiscrimination(sizes[-1], kernels) if kernels else None
         self.weigh = Dense(kernels, 1, scaled=True) if kernels else None
+        # The scales of hidden units are not learned; without data at hand, dots as many as a digit has serve to choose them.
+        self.initialize((torch.rand(500, inward) < INK).float())
 
     def features(self, x: Tensor) -> Tensor:
         """f(x), with shape (N, 250)."""
