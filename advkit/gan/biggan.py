@@ -23,8 +23,8 @@ JUDGES = {
 }
 
 
-def _conv(inward: int, outward: int, size: int = 3) -> nn.Module:
-    return spectral_norm(nn.Conv2d(inward, outward, size, padding=size // 2))
+def _conv(inward: int, outward: int, size: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inward, outward, size, padding=size // 2)
 
 
 class Up(nn.Module):
@@ -61,7 +61,9 @@ class Down(nn.Module):
     def __init__(self, inward: int, outward: int, first: bool = False) -> None:
         super().__init__()
         self.first = first
-        self.conv_1, self.conv_2, self.skip = _conv(inward, outward), _conv(outward, outward), _conv(inward, outward, 1)
+        self.conv_1, self.conv_2, self.skip = (
+            spectral_norm(_conv(*sizes)) for sizes in ((inward, outward), (outward, outward), (inward, outward, 1))
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, inward, H, W) to (N, outward, H / 2, W / 2)."""
@@ -84,7 +86,7 @@ class Generator(nn.Module):
         w, code = settings.width, 2 * settings.d
         sizes = [w * 2 ** min(i, 2) for i in reversed(range(n))]
         self.embed = nn.Embedding(classes, settings.d)
-        self.first = spectral_norm(nn.Linear(settings.d, sizes[0] * height * width))
+        self.first = nn.Linear(settings.d, sizes[0] * height * width)
         self.start = (sizes[0], height, width)
         self.blocks = nn.ModuleList(Up(a, b, code) for a, b in zip([sizes[0], *sizes[:-1]], sizes, strict=True))
         # At half the resolution, where there is more than one block; else before it.

@@ -161,7 +161,10 @@ class ConditionalNorm(nn.Module):
     def __init__(self, channels: int, code: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.scale, self.shift = (spectral_norm(nn.Linear(code, channels, bias=False)) for _ in range(2))
+        self.scale, self.shift = (nn.Linear(code, channels, bias=False) for _ in range(2))
+        for part in (self.scale, self.shift):
+            # Little at first: a code that scales at random what is drawn is noise that must be unlearned.
+            nn.init.normal_(part.weight, 0.0, 0.02)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         """Maps (N, C, H, W) and codes (N, code) to maps of the same shape."""
