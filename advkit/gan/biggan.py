@@ -6,6 +6,7 @@ an image, (N, C, H, W), in [0, 1].
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -50,25 +51,26 @@ class Up(nn.Module):
 
 
 class Down(nn.Module):
-    """A residual block that halves the resolution.
+    """A residual block that halves the resolution, or leaves it.
 
     Arguments:
         inward: Channels of the input.
         outward: Channels of the output.
         first: Whether the input is the image, which is not rectified.
+        part: How many pixels of each side become one: 2, or 1.
     """
 
-    def __init__(self, inward: int, outward: int, first: bool = False) -> None:
+    def __init__(self, inward: int, outward: int, first: bool = False, part: int = 2) -> None:
         super().__init__()
-        self.first = first
+        self.first, self.part = first, part
         self.conv_1, self.conv_2, self.skip = (
             spectral_norm(_conv(*sizes)) for sizes in ((inward, outward), (outward, outward), (inward, outward, 1))
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """(N, inward, H, W) to (N, outward, H / 2, W / 2)."""
+        """(N, inward, H, W) to (N, outward, H / part, W / part)."""
         out = self.conv_2(self.conv_1(h if self.first else h.relu()).relu())
-        return F.avg_pool2d(out, 2) + self.skip(F.avg_pool2d(h, 2))
+        return F.avg_pool2d(out, self.part) + self.skip(F.avg_pool2d(h, self.part))
 
 
 class Generator(nn.Module):
@@ -84,19 +86,18 @@ class Generator(nn.Module):
         super().__init__()
         n, height, width = halvings(shape, "biggan")
         w, code = settings.width, 2 * settings.d
-        sizes = [w * 2 ** min(i, 2) for i in reversed(range(n))]
+        sizes = [w * 2 ** min(i, 2) for i in reversed(range(n + 1))]
         self.embed = nn.Embedding(classes, settings.d)
-        self.first = nn.Linear(settings.d, sizes[0] * height * width)
+        self.first = nn.Linear(code, sizes[0] * height * width)
         self.start = (sizes[0], height, width)
-        self.blocks = nn.ModuleList(Up(a, b, code) for a, b in zip([sizes[0], *sizes[:-1]], sizes, strict=True))
-        # At half the resolution, where there is more than one block; else before it.
-        self.attention = SelfAttention(sizes[-2] if n > 1 else sizes[0]) if settings.attention else None
+        self.blocks = nn.ModuleList(Up(a, b, code) for a, b in itertools.pairwise(sizes))
+        self.attention = SelfAttention(sizes[-2]) if settings.attention else None
         self.norm, self.last = nn.BatchNorm2d(sizes[-1]), _conv(sizes[-1], shape[0])
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images, with shape (N, C, H, W)."""
         c = torch.cat([z, self.embed(y)], 1)
-        h = self.first(z).unflatten(1, self.start)
+        h = self.first(c).unflatten(1, self.start)
         for i, block in enumerate(self.blocks):
             if self.attention is not None and i == len(self.blocks) - 1:
                 h = self.attention(h)
@@ -116,14 +117,15 @@ class Discriminator(nn.Module):
     def __init__(self, settings: BigGAN, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         n, _, _ = halvings(shape, "biggan")
-        sizes = [settings.width * 2 ** min(i, 2) for i in range(n)]
-        blocks = [Down(a, b, first=not i) for i, (a, b) in enumerate(zip([shape[0], *sizes[:-1]], sizes, strict=True))]
+        sizes = [settings.width * 2 ** min(i, 2) for i in range(n + 1)]
+        downs = itertools.pairwise([shape[0], *sizes[:-1]])
+        blocks = [*(Down(a, b, first=not i) for i, (a, b) in enumerate(downs)), Down(sizes[-2], sizes[-1], part=1)]
         attention = [SelfAttention(sizes[0])] if settings.attention else []
         self.body = nn.Sequential(Centred(), blocks[0], *attention, *blocks[1:])
         self.linear = spectral_norm(nn.Linear(sizes[-1], 1))
         projection = settings.judge == "projection"
         self.embed = spectral_norm(nn.Embedding(classes, sizes[-1])) if projection else None
-        self.name = None if projection else spectral_norm(nn.Linear(sizes[-1], classes))
+        self.name = None if projection else nn.Linear(sizes[-1], classes)
 
     def features(self, x: Tensor) -> Tensor:
         """The hidden units, with shape (N, F)."""
@@ -154,7 +156,7 @@ class BigGAN:
 
     Arguments:
         d: Entries of a code.
-        width: Channels at half the resolution; twice as many at a quarter, four times as many below.
+        width: Channels at full resolution; twice as many at half, four times as many below.
         judge: How the discriminator takes the class: ``projection`` or ``classifier``.
         attention: Whether both have a layer of self-attention at half the resolution.
         loss: Of the game.
