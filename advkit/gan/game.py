@@ -108,7 +108,7 @@ class Match:
 MATCHES = {
     "mlp": Match(epochs=50, batch_size=100),
     "dcgan": Match(epochs=10, lr=1e-3, schedule="linear"),
-    "biggan": Match(epochs=10, lr=1e-3, lr_discriminator=1e-3, schedule="linear"),
+    "biggan": Match(epochs=10, lr=4e-4, lr_discriminator=2e-3, schedule="linear"),
     "ssgan": Match(epochs=100, batch_size=100, lr=3e-3, lr_discriminator=3e-3, small=1e-4, average=0.99, schedule="linear"),
 }
 """How each pair of networks that has a name is trained."""
@@ -214,7 +214,7 @@ def play(
     where = place(device)
     for net in (game.generator, game.discriminator):
         # Convolutions of either kind of device are faster so; it is an order in memory and nothing else.
-        net.to(where, memory_format=torch.channels_last)
+        net.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     about = {"match": asdict(match), "seed": seed, "data": data.digest(), "identity": identity}
     table = _Table(game, data, match, seed, where, json.dumps(about, sort_keys=True), report)
     with processes.together():
