@@ -333,10 +333,10 @@ def check_attack(attack: Attack, *, norms: tuple[float, ...] | None = None) -> N
 
 
 def _problems(attack: Attack, norms: tuple[float, ...]) -> Iterator[Problem]:
-    # An attack that searches everywhere says how many entries it can search.
-    most = getattr(attack, "dimensions", math.inf)
-    shapes = [shape for shape in SHAPES if math.prod(shape) <= most] or [(int(most),)]
-    usual = (1, 6, 6) if most >= 36 else shapes[0]
+    # An attack that searches everywhere says how many entries it can search; one made for a single shape, which.
+    most, only = getattr(attack, "dimensions", math.inf), getattr(attack, "shape", None)
+    shapes = [only] if only else [shape for shape in SHAPES if math.prod(shape) <= most] or [(int(most),)]
+    usual = shapes[0] if only or most < 36 else (1, 6, 6)
     for p in norms:
         yield problem(attack, p, usual)
         yield problem(attack, p, usual, dtype=torch.float64)

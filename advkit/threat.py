@@ -18,6 +18,7 @@ from advkit.changes import Flow as Flow
 from advkit.changes import Masked as Masked
 from advkit.changes import Rotation as Rotation
 from advkit.changes import Sticker as Sticker
+from advkit.latent import Latent as Latent
 from advkit.sound.masking import Masking as Masking
 from advkit.sound.threats import Level as Level
 from advkit.sound.threats import Snr as Snr
@@ -96,7 +97,7 @@ BALLS: Table = {
 SOUNDS: Table = {"snr": Snr, "linf_db": Level, "masking": Masking}
 """The changes of a waveform: ``snr(30)``, ``linf_db(-40)``, ``masking(0)``."""
 
-CHANGES: Table = {"rotation": Rotation, "flow": Flow, "colour": Colour, "sticker": Sticker, **SOUNDS}
+CHANGES: Table = {"rotation": Rotation, "flow": Flow, "colour": Colour, "sticker": Sticker, "latent": Latent, **SOUNDS}
 """The changes that a spec may name: ``rotation(angle=30)``."""
 
 THREATS: Table = {**BALLS, **CHANGES}

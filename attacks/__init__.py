@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advkit.attacks.admix import Admix as Admix
+from advkit.attacks.advgan import AdvGAN as AdvGAN
 from advkit.attacks.apgd import APGD as APGD
 from advkit.attacks.apgd_l1 import APGDL1 as APGDL1
 from advkit.attacks.bim import BIM as BIM
@@ -22,6 +23,7 @@ from advkit.attacks.if_masked import IfMasked as IfMasked
 from advkit.attacks.jsma import JSMA as JSMA
 from advkit.attacks.mifgsm import MIFGSM as MIFGSM
 from advkit.attacks.multitargeted import MultiTargeted as MultiTargeted
+from advkit.attacks.natural import Natural as Natural
 from advkit.attacks.nes import NES as NES
 from advkit.attacks.nifgsm import NIFGSM as NIFGSM
 from advkit.attacks.noise import Gaussian as Gaussian
@@ -38,6 +40,7 @@ from advkit.attacks.spsa import SPSA as SPSA
 from advkit.attacks.square import Square as Square
 from advkit.attacks.surfree import SurFree as SurFree
 from advkit.attacks.ti import TI as TI
+from advkit.attacks.unrestricted import Unrestricted as Unrestricted
 from advkit.attacks.vmi import VMI as VMI
 from advkit.combine import Expect, Restarts, Worst
 from advkit.spec import Table
@@ -76,6 +79,9 @@ ATTACKS: Table = {
     "hopskipjump": HopSkipJump,
     "rays": RayS,
     "surfree": SurFree,
+    "advgan": AdvGAN,
+    "unrestricted": Unrestricted,
+    "natural": Natural,
     "uniform": Uniform,
     "grid": Grid,
     "gaussian": Gaussian,

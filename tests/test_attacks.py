@@ -29,6 +29,7 @@ from advkit.attacks import (
     TI,
     VMI,
     Admix,
+    AdvGAN,
     Boundary,
     CWLinf,
     DeepFool,
@@ -38,6 +39,7 @@ from advkit.attacks import (
     HopSkipJump,
     IfMasked,
     MultiTargeted,
+    Natural,
     RayS,
     SaltAndPepper,
     SigmaZero,
@@ -46,7 +48,9 @@ from advkit.attacks import (
     Square,
     SurFree,
     Uniform,
+    Unrestricted,
 )
+from advkit.attacks.advgan import Generator, Trained
 from advkit.norms import dual, lp_norm, steepest
 from advkit.testing import check_attack
 
@@ -84,6 +88,9 @@ QUICK = {
     "hopskipjump": [HopSkipJump(20, probes=3)],
     "rays": [RayS(16)],
     "surfree": [SurFree(20)],
+    "advgan": [AdvGAN("a.safetensors")],
+    "unrestricted": [Unrestricted(4), Unrestricted(3, lr=0.5)],
+    "natural": [Natural(12, 3), Natural(9, 2, step=0.5, reach=0.4)],
     "uniform": [Uniform(4)],
     "grid": [Grid(30)],
     "gaussian": [Gaussian(4)],
@@ -101,8 +108,19 @@ def test_every_attack_of_the_table_is_tested():
         assert all(type(attack) is ATTACKS[name] for attack in attacks)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the file of an attack that needs one is."""
+    out, shape = tmp_path_factory.mktemp("attacks"), (2, 9, 8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Trained(Generator(shape, 2), shape, 2).save(out / "a.safetensors")
+    return out
+
+
 @pytest.mark.parametrize("attack", CASES, ids=repr)
-def test_contract(attack):
+def test_contract(attack, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     check_attack(attack)
 
 

@@ -224,8 +224,9 @@ def test_what_is_no_image_is_refused_before_anything_runs(change):
 
 
 def test_specs_and_reprs():
+    needed = {"sticker": "(top=0.2, left=0.3, height=0.2, width=0.4)", "latent": '(source="g.safetensors")'}
     for name in CHANGES:
-        text = "sticker(top=0.2, left=0.3, height=0.2, width=0.4)" if name == "sticker" else name
+        text = name + needed.get(name, "")
         threat = spec.parse(text, THREATS, "threat")
         assert spec.show(threat, THREATS) == text
     assert spec.parse("rotation(20, 0)", THREATS, "threat") == Rotation(20, 0)

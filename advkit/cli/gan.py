@@ -7,7 +7,7 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command and those below it."""
-    from advkit.cli import gan_sample, gan_score, gan_train
+    from advkit.cli import gan_attack, gan_invert, gan_natural, gan_sample, gan_score, gan_train
 
     command = commands.add_parser(
         "gan",
@@ -16,5 +16,5 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     below = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (gan_train, gan_sample, gan_score):
+    for part in (gan_train, gan_sample, gan_score, gan_invert, gan_attack, gan_natural):
         part.add(below)
