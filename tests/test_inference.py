@@ -26,6 +26,7 @@ from advkit.defenses.inference import (
     JPEG,
     BitDepth,
     DeepImagePrior,
+    DefenseGAN,
     Median,
     Moving,
     MovingTarget,
@@ -40,6 +41,8 @@ from advkit.models.networks import build
 from advkit.streams import Streams
 from advkit.train import Recipe, train
 
+# For images of the shape that it draws, 28 x 28 in grey; the others take any.
+GAN = DefenseGAN("tests.test_defense_gan:sprawling", steps=3, restarts=2)
 QUICK = [
     JPEG(),
     BitDepth(),
@@ -49,13 +52,19 @@ QUICK = [
     Smoothing(n=2),
     DeepImagePrior(steps=3, width=4),
     MovingTarget(),
+    GAN,
 ]
 CHANGES = [one for one in QUICK if hasattr(one, "exact")]
-DRAWING = [TotalVariation(steps=10), ResizePad(), Smoothing(n=2), DeepImagePrior(steps=3, width=4), MovingTarget()]
+DRAWING = [TotalVariation(steps=10), ResizePad(), Smoothing(n=2), DeepImagePrior(steps=3, width=4), MovingTarget(), GAN]
 
 
 def images(n=4, channels=3, height=20, width=13, seed=0):
     return torch.rand((n, channels, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(defense, n, channels=3):
+    """Images that a defense takes."""
+    return images(n, 1, 28, 28) if defense is GAN else images(n, channels)
 
 
 def shown(change, x, seed=0):
@@ -207,7 +216,7 @@ def test_a_moving_target_asks_each_member_as_often():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("change", CHANGES, ids=repr)
 def test_shape_and_range_are_kept(change, channels):
-    x = images(3, channels)
+    x = pictures(change, 3, channels)
     z = shown(change, x)
     assert z.shape == x.shape
     assert z.dtype == x.dtype
@@ -217,7 +226,7 @@ def test_shape_and_range_are_kept(change, channels):
 
 @pytest.mark.parametrize("defense", QUICK, ids=repr)
 def test_answers_come_from_the_seed_and_not_from_the_global_state(defense):
-    x = images(6)
+    x = pictures(defense, 6)
     first, second = defend(Flat(), defense), defend(Flat(), defense)
     before = torch.random.get_rng_state()
     with torch.inference_mode():
@@ -231,7 +240,7 @@ def test_answers_come_from_the_seed_and_not_from_the_global_state(defense):
 
 @pytest.mark.parametrize("defense", DRAWING, ids=repr)
 def test_inputs_of_a_batch_draw_alone(defense):
-    x = images(1).expand(8, -1, -1, -1)
+    x = pictures(defense, 1).expand(8, -1, -1, -1)
     whole = defend(Flat(), defense)(x)
     assert len(whole.unique(dim=0)) > 1
     torch.testing.assert_close(defend(Flat(), defense)(x[:3]), whole[:3], rtol=1e-3, atol=1e-4)
@@ -258,7 +267,7 @@ def test_what_an_attack_is_told(defense, digits):
 @pytest.mark.parametrize("defense", [one for one in CHANGES if one.guide is not None], ids=repr)
 def test_an_adaptive_attack_is_judged_by_the_model(defense):
     """The stand-in shows the network the same t(x) where nothing is drawn, and other draws where something is."""
-    x = images(4)
+    x = pictures(defense, 4)
     model = defend(Flat(), defense)
     made = model.adaptive(PGD(2))
     stand_in = (made.attack if isinstance(made, Expect) else made).model

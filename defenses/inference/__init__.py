@@ -12,6 +12,7 @@ from advkit.defenses.inference.bit_depth import BitDepth as BitDepth
 from advkit.defenses.inference.deep_image_prior import DeepImagePrior as DeepImagePrior
 from advkit.defenses.inference.defended import Defense
 from advkit.defenses.inference.defended import adaptive as adaptive
+from advkit.defenses.inference.defense_gan import DefenseGAN as DefenseGAN
 from advkit.defenses.inference.jpeg import JPEG as JPEG
 from advkit.defenses.inference.median import Median as Median
 from advkit.defenses.inference.moving_target import Moving as Moving
@@ -30,6 +31,7 @@ INFERENCE: spec.Table = {
     "smoothing": Smoothing,
     "deep-image-prior": DeepImagePrior,
     "moving-target": MovingTarget,
+    "defense-gan": DefenseGAN,
 }
 """The defenses that a spec may name: ``jpeg(quality=75)``."""
 

@@ -1,0 +1,123 @@
+"""Defense-GAN around a network: what attacks that do not know of it say, and what adaptive ones do.
+
+    advkit gan train --model dcgan --data DATA --out g.safetensors
+    advkit train --model mnist-cnn --data DATA --out m.safetensors
+    python -m advkit.benchmarks.defense_gan --generator g.safetensors --model m.safetensors --data DATA --limit 100
+
+FGSM and PGD are made on the network without its defense and shown to the defended one. PGD as it is has a gradient of 0, so it
+stays at its random start; square asks the defended model for scores. ``naive`` is the worst of the four, example by example,
+``all`` the worst of everything.
+
+The adaptive attacks are rehearsed: PGD on the margin against a stand-in that searches for a shorter time, in each step with new
+draws. Only the last iterate is shown to the defended model, one answer of which may cost more than many steps. The first takes
+the gradient of the identity (Athalye, Carlini and Wagner, 2018, https://arxiv.org/abs/1802.00420), the second that of the
+projection on what the generator can draw, as the defense's own adaptive attack does.
+
+Of the defended model's answers most of five decide, as it draws. The seconds are those of an attack and its verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from advkit import data as data_by_name
+from advkit import models as models_by_name
+from advkit.adaptive import Straight
+from advkit.attacks import FGSM, PGD, Square
+from advkit.benchmarks.statistics import rate
+from advkit.defenses.inference import DefenseGAN
+from advkit.defenses.inference.defense_gan import Imitation
+from advkit.engine import Attack, frozen, perturb, run
+from advkit.threat import Lp
+
+VOTES = 5
+UNDEFENDED = "pgd, without the defense"
+NAIVE = ("fgsm of the network", "pgd of the network", "pgd as it is", "square")
+
+
+def right(model: nn.Module, x: Tensor, y: Tensor, votes: int = VOTES) -> Tensor:
+    """Which rows most of so many answers get right, with shape (N,)."""
+    with frozen(model), torch.no_grad():
+        answers = torch.stack([model(x).argmax(1) == y for _ in range(votes)])
+    return 2 * answers.sum(0) > votes
+
+
+def attacks(
+    network: nn.Module, gan: DefenseGAN, x: Tensor, y: Tensor, threat: Lp, settings: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """For each attack its name, and what says which rows stand it, with shape (N,)."""
+    defended = gan.around(network)
+    projection = Imitation(gan.shorter())
+
+    def shown(attack: Attack, surrogate: nn.Module, tries: int = 1) -> Tensor:
+        stands = torch.ones_like(y, dtype=torch.bool)
+        for k in range(tries):
+            x_adv = perturb(attack, surrogate, x, y, threat, rng=torch.Generator().manual_seed(k))
+            stands &= right(defended, x_adv, y)
+        return stands
+
+    def rehearsed(imitation: nn.Module) -> Tensor:
+        return shown(PGD(settings.attack_steps, loss="margin"), nn.Sequential(imitation, network), settings.tries)
+
+    def asked(attack: Attack) -> Tensor:
+        return ~run(attack, defended, x, y, threat, votes=VOTES).success
+
+    yield UNDEFENDED, lambda: ~run(PGD(), network, x, y, threat).success
+    yield NAIVE[0], lambda: shown(FGSM(), network)
+    yield NAIVE[1], lambda: shown(PGD(), network)
+    # Where the gradient is 0, more steps only ask again.
+    yield NAIVE[2], lambda: asked(PGD(1))
+    yield NAIVE[3], lambda: asked(Square(settings.queries))
+    yield "adaptive: the identity", lambda: rehearsed(Straight(projection))
+    yield "adaptive: the projection", lambda: rehearsed(projection)
+
+
+def line(name: str, stands: Tensor, seconds: float) -> None:
+    """Print a row of the table."""
+    print(f"| {name} | {rate(int(stands.sum()), len(stands))} | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    """Print a line for each attack."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", required=True, help="what the defense draws with")
+    parser.add_argument("--model", required=True, help="the network that is defended")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--limit", type=int, default=100, help="how many test images (default 100)")
+    parser.add_argument("--eps", type=float, default=0.3, help="the radius in l_inf (default 0.3)")
+    parser.add_argument("--steps", type=int, default=200, help="of the defense's search (default 200)")
+    parser.add_argument("--restarts", type=int, default=10, help="of the defense's search (default 10)")
+    parser.add_argument("--attack-steps", type=int, default=20, help="of the adaptive attacks (default 20)")
+    parser.add_argument("--tries", type=int, default=3, help="of the adaptive attacks, from other starts (default 3)")
+    parser.add_argument("--queries", type=int, default=50, help="of square (default 50)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    x, y = data_by_name.load(settings.data, split="test").limited(settings.limit, 0).batch(0, settings.limit)
+    network = models_by_name.load(settings.model, device=settings.device).module
+    assert isinstance(network, nn.Module)
+    x, y = x.to(settings.device), y.to(settings.device)
+    gan = DefenseGAN(settings.generator, settings.steps, settings.restarts)
+    print("| attack | accuracy | seconds |\n| --- | --- | --- |")
+    stood: dict[str, Tensor] = {}
+
+    def measure(name: str, stands: Callable[[], Tensor]) -> None:
+        began = time.perf_counter()
+        stood[name] = stands()
+        line(name, stood[name], time.perf_counter() - began)
+
+    measure("none", lambda: right(gan.around(network), x, y))
+    for name, stands in attacks(network, gan, x, y, Lp(torch.inf, settings.eps), settings):
+        measure(name, stands)
+    del stood[UNDEFENDED]
+    measure("naive", lambda: torch.stack([stood[name] for name in ("none", *NAIVE)]).all(0))
+    measure("all", lambda: torch.stack(list(stood.values())).all(0))
+
+
+if __name__ == "__main__":
+    main()
