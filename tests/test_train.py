@@ -239,7 +239,7 @@ def test_a_loss_starts_each_epoch_afresh(data):
     ("settings", "sentence"),
     [
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; known are adam, sgd"),
-        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"schedule": "line"}, "unknown schedule 'line'"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"average": 1.0}, "average is 1.0; it should be at least 0 and less than 1"),
         ({"clip": -1.0}, "clip is -1.0; it should be at least 0"),

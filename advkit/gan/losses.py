@@ -178,6 +178,7 @@ def matched(real: Tensor, fake: Tensor) -> Tensor:
 def told_apart(loss: GameLoss, real: Tensor, fake: Tensor) -> Tensor:
     """The share of data and of drawings that are on their side of the middle, with shape (): 1/2 where nothing is told.
 
+    >>> import torch
     >>> told_apart(NonSaturating(), torch.tensor([2.0, -1.0]), torch.tensor([-3.0, -3.0]))
     tensor(0.7500)
     """
