@@ -35,9 +35,9 @@ class Unrestricted:
 
     Made for codes of a generator: with the threat model ``latent`` the ball is in l_inf around the code, which the paper holds
     by a hinge. The paper's guard is the auxiliary classifier of its generator; here it is any classifier that the attack is
-    not tried on. It keeps the search where the picture still shows the class: without it an attack may well draw another
-    class, which is no success. The paper's second variant also adds small noise to the pixels; this is the first. In l_2 all
-    entries share one v, so that a step goes along m.
+    not tried on. The search stays where the guard goes on saying the class, for an attack that draws another class is no
+    success; whether others than the guard still see the class is for judges to say (``advkit gan judge``). The paper's second
+    variant also adds small noise to the pixels; this is the first. In l_2 all entries share one v, so that a step goes along m.
 
     Song, Shu, Kushman and Ermon, 2018, "Constructing unrestricted adversarial examples with generative models",
     https://arxiv.org/abs/1805.07894.

@@ -91,7 +91,7 @@ def fit(
     batches = [(epoch, i) for epoch in range(epochs) for i in _order(data, batch_size, seed, epoch)]
     with frozen(moved.generator), torch.enable_grad():
         for step, (epoch, positions) in enumerate(batches):
-            x, y = unit(pair, data.take(data.index[positions])).to(where), data.y[positions].to(where)
+            x, y = unit(pair, data.take(data.index[positions])).to(where, torch.float32), data.y[positions].to(where)
             rng = torch.Generator().manual_seed(seed_of(seed, f"{epoch} {step}"))
             optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / len(batches))) / 2
             optimizer.zero_grad(set_to_none=True)
