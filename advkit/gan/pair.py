@@ -184,7 +184,8 @@ def read(path: str | Path) -> tuple[Pair, dict[str, str]]:
         draws = json.loads(metadata["draws"])
         shape, labels = tuple(map(int, draws["shape"])), int(draws["labels"])
         settings, generator, discriminator = build(metadata["gan"], shape, labels)
-        inverter = Inverter(shape, settings.d, labels) if any(key.startswith("inverter.") for key in state) else None
+        with torch.random.fork_rng(devices=[]):
+            inverter = Inverter(shape, settings.d, labels) if any(key.startswith("inverter.") for key in state) else None
         digest = hashlib.sha256()
         for key in sorted(state):
             digest.update(key.encode() + state[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
