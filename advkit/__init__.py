@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from advkit.errors import AccessError as AccessError
     from advkit.errors import ModelError as ModelError
     from advkit.errors import UsageError as UsageError
+    from advkit.latent import Latent as Latent
     from advkit.oracle import Access as Access
     from advkit.oracle import Goal as Goal
     from advkit.oracle import Oracle as Oracle
@@ -47,6 +48,7 @@ _HOMES = {
     "combine": ("Expect", "Restarts", "Worst"),
     "engine": ("Attack", "AttackResult", "frozen", "perturb", "run"),
     "errors": ("AccessError", "ModelError", "UsageError"),
+    "latent": ("Latent",),
     "oracle": ("Access", "Goal", "Oracle"),
     "surrogates": ("Ensemble", "transfer"),
     "threat": ("Colour", "Flow", "Lp", "Masked", "Rotation", "Sticker"),

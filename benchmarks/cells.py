@@ -28,7 +28,7 @@ from advkit.engine import Attack
 from advkit.errors import UsageError
 from advkit.fast import fast
 from advkit.models import Model
-from advkit.models.digest import digest_file, digest_of
+from advkit.models.digest import digest_file, digest_files, digest_of
 from advkit.threat import Change, Lp
 from advkit.version import __version__
 
@@ -269,6 +269,8 @@ def _cells(
             for eps, made in _of(plans, name, threat.family).items():
                 for attack, built in made.attacks:
                     what = {"threat": threat_name(made.threat), "access": made.access.name, "seed": seed}
+                    files = digest_files([made.threat, built])
+                    what |= {"files": files} if files else {}
                     # Which examples an attack meets inside a radius depends on all attacks before it.
                     met = before if eps is not None and not suite.alone else ""
                     key = _key({**common, **what, "before": met, "attack": attack, "version": digest_of(built)})

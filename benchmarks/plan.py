@@ -22,6 +22,7 @@ from advkit.errors import AccessError, UsageError, first_line
 from advkit.fast import Fast
 from advkit.fast import fast as make_fast
 from advkit.models import Model
+from advkit.models.digest import digest_files
 from advkit.oracle import Access
 from advkit.threat import BALLS, CHANGES, THREATS, Change, Lp
 from advkit.version import __version__
@@ -73,6 +74,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same."""
         kind = {"kind": self.data.kind, "low": self.data.low, "high": self.data.high, **rate_of(self.data)}
+        files = digest_files([self.threat, [attack for _, attack in self.attacks]])
         return {
             "format": 1,
             "advkit": __version__,
@@ -91,6 +93,7 @@ class Plan:
             "votes": self.votes,
             "fast": self.fast is not None,
             "compile": self.fast is not None and self.fast.compiled,
+            **({"files": files} if files else {}),
         }
 
 

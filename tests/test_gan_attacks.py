@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from advkit import Lp, spec
+from advkit import Lp, Worst, evaluate, spec
 from advkit.attacks import PGD, AdvGAN, Natural, Uniform, Unrestricted
 from advkit.attacks.advgan import AdvGANGame, Critic, Generator, Judges, Student, Trained
 from advkit.benchmarks.plan import parse_threat
@@ -24,6 +24,7 @@ from advkit.gan.naturalness import opinion, scores
 from advkit.gan.pair import Pair
 from advkit.latent import Latent
 from advkit.models import checkpoint, networks, wrap
+from advkit.models.digest import digest_files
 from advkit.norms import dual, lp_norm
 from advkit.oracle import Access
 from advkit.threat import THREATS
@@ -99,6 +100,18 @@ def digits(n=8, split="test"):
 
 
 # The space of codes
+
+
+def test_a_run_with_another_generator_of_the_same_name_is_another_run(folder, model, tmp_path):
+    names = "g.safetensors", "c.safetensors"
+    for name in names:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    threat, attack = Latent(str(tmp_path / names[0]), eps=0.1), Worst((PGD(1), Unrestricted(1, guard=str(tmp_path / names[1]))))
+    assert set(digest_files([threat, attack])) == {str(tmp_path / name) for name in names}
+    evaluate(wrap(model), digits(4), threat=threat, attacks="unrestricted(steps=1)", out=tmp_path / "run")
+    (tmp_path / names[0]).write_bytes((folder / names[1]).read_bytes())
+    with pytest.raises(UsageError, match="holds another run"):
+        evaluate(wrap(model), digits(4), threat=threat, attacks="unrestricted(steps=1)", out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["c.safetensors", "g.safetensors"])

@@ -1,7 +1,11 @@
 """Conditional residual networks with spectral norms and self-attention, for small images.
 
-Symbols: z is a code, (N, d), standard normal; y a class, (N,); c the code of both that steers the generator's normalization; x
-an image, (N, C, H, W), in [0, 1].
+Symbols: z is a code, (N, d), standard normal, which also steers the generator's normalization; y a class, (N,); x an image,
+(N, C, H, W), in [0, 1].
+
+In two things this differs from the papers, as small images in a few thousand steps showed that it must
+(``docs/measurements.md``). The class enters the generator's first layer only: where it steers the normalization too, each class
+is soon drawn in one way. And the discriminator judges its last maps place by place, not their sum.
 """
 
 from __future__ import annotations
@@ -18,6 +22,11 @@ from advkit.gan.dcgan import Centred, halvings
 from advkit.gan.layers import ConditionalNorm, SelfAttention
 from advkit.spec import check_choice, check_whole
 
+CLASS, SMALL = 32, 0.3
+"""Entries of a class's embedding in the generator, and their first deviation: at 1 the class would outshout the code."""
+SLOPE = 0.2
+"""Of the discriminator's leaky ReLU."""
+
 JUDGES = {
     "projection": "the score has a part that is an inner product of the class and the hidden units",
     "classifier": "a second head names the class",
@@ -28,13 +37,17 @@ def _conv(inward: int, outward: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inward, outward, size, padding=size // 2)
 
 
+def _leaky(h: Tensor) -> Tensor:
+    return F.leaky_relu(h, SLOPE)
+
+
 class Up(nn.Module):
     """A residual block that doubles the resolution, normalized by the code.
 
     Arguments:
         inward: Channels of the input.
         outward: Channels of the output.
-        code: Entries of c.
+        code: Entries of z.
     """
 
     def __init__(self, inward: int, outward: int, code: int) -> None:
@@ -42,10 +55,10 @@ class Up(nn.Module):
         self.norm_1, self.norm_2 = ConditionalNorm(inward, code), ConditionalNorm(outward, code)
         self.conv_1, self.conv_2, self.skip = _conv(inward, outward), _conv(outward, outward), _conv(inward, outward, 1)
 
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """(N, inward, H, W) to (N, outward, 2 H, 2 W)."""
-        out = self.conv_1(F.interpolate(self.norm_1(h, c).relu(), scale_factor=2))
-        out = self.conv_2(self.norm_2(out, c).relu())
+        out = self.conv_1(F.interpolate(self.norm_1(h, z).relu(), scale_factor=2))
+        out = self.conv_2(self.norm_2(out, z).relu())
         # A 1 x 1 convolution gives the same before and after the doubling.
         return out + F.interpolate(self.skip(h), scale_factor=2)
 
@@ -69,7 +82,7 @@ class Down(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, inward, H, W) to (N, outward, H / part, W / part)."""
-        out = self.conv_2(self.conv_1(h if self.first else h.relu()).relu())
+        out = self.conv_2(_leaky(self.conv_1(h if self.first else _leaky(h))))
         return F.avg_pool2d(out, self.part) + self.skip(F.avg_pool2d(h, self.part))
 
 
@@ -85,23 +98,22 @@ class Generator(nn.Module):
     def __init__(self, settings: BigGAN, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         n, height, width = halvings(shape, "biggan")
-        w, code = settings.width, 2 * settings.d
-        sizes = [w * 2 ** min(i, 2) for i in reversed(range(n + 1))]
-        self.embed = nn.Embedding(classes, settings.d)
-        self.first = nn.Linear(code, sizes[0] * height * width)
+        sizes = [settings.width * 2**i for i in reversed(range(n + 1))]
+        self.embed = nn.Embedding(classes, CLASS)
+        nn.init.normal_(self.embed.weight, 0.0, SMALL)
+        self.first = nn.Linear(settings.d + CLASS, sizes[0] * height * width)
         self.start = (sizes[0], height, width)
-        self.blocks = nn.ModuleList(Up(a, b, code) for a, b in itertools.pairwise(sizes))
+        self.blocks = nn.ModuleList(Up(a, b, settings.d) for a, b in itertools.pairwise(sizes))
         self.attention = SelfAttention(sizes[-2]) if settings.attention else None
         self.norm, self.last = nn.BatchNorm2d(sizes[-1]), _conv(sizes[-1], shape[0])
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images, with shape (N, C, H, W)."""
-        c = torch.cat([z, self.embed(y)], 1)
-        h = self.first(c).unflatten(1, self.start)
+        h = self.first(torch.cat([z, self.embed(y)], 1)).unflatten(1, self.start)
         for i, block in enumerate(self.blocks):
             if self.attention is not None and i == len(self.blocks) - 1:
                 h = self.attention(h)
-            h = block(h, c)
+            h = block(h, z)
         return self.last(self.norm(h).relu()).sigmoid()
 
 
@@ -116,20 +128,22 @@ class Discriminator(nn.Module):
 
     def __init__(self, settings: BigGAN, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        n, _, _ = halvings(shape, "biggan")
-        sizes = [settings.width * 2 ** min(i, 2) for i in range(n + 1)]
-        downs = itertools.pairwise([shape[0], *sizes[:-1]])
-        blocks = [*(Down(a, b, first=not i) for i, (a, b) in enumerate(downs)), Down(sizes[-2], sizes[-1], part=1)]
+        n, height, width = halvings(shape, "biggan")
+        sizes = [settings.width * 2**i for i in range(n)]
+        downs = itertools.pairwise([shape[0], *sizes])
+        blocks = [Down(a, b, first=not i) for i, (a, b) in enumerate(downs)]
         attention = [SelfAttention(sizes[0])] if settings.attention else []
-        self.body = nn.Sequential(Centred(), blocks[0], *attention, *blocks[1:])
-        self.linear = spectral_norm(nn.Linear(sizes[-1], 1))
+        # Channels are cheap where maps are small.
+        self.body = nn.Sequential(Centred(), blocks[0], *attention, *blocks[1:], Down(sizes[-1], 4 * sizes[-1], part=1))
+        units = 4 * sizes[-1] * height * width
+        self.linear = spectral_norm(nn.Linear(units, 1))
         projection = settings.judge == "projection"
-        self.embed = spectral_norm(nn.Embedding(classes, sizes[-1])) if projection else None
-        self.name = None if projection else nn.Linear(sizes[-1], classes)
+        self.embed = spectral_norm(nn.Embedding(classes, units)) if projection else None
+        self.name = None if projection else nn.Linear(units, classes)
 
     def features(self, x: Tensor) -> Tensor:
         """The hidden units, with shape (N, F)."""
-        return self.body(x).relu().sum((2, 3))
+        return _leaky(self.body(x)).flatten(1)
 
     def score(self, f: Tensor, y: Tensor) -> Tensor:
         """The scores of hidden units, with shape (N,): with projection, as pictures of the classes y."""
@@ -147,7 +161,7 @@ class Discriminator(nn.Module):
 
 @dataclass(frozen=True)
 class BigGAN:
-    """Residual blocks with spectral norms; the class steers the generator's normalization and the discriminator's score.
+    """Residual blocks with spectral norms; the code steers the generator's normalization, the class the discriminator's score.
 
     Brock, Donahue and Simonyan, 2019, "Large scale GAN training for high fidelity natural image synthesis",
     https://arxiv.org/abs/1809.11096, scaled to small images. The projection is that of Miyato and Koyama, 2018,
@@ -156,7 +170,7 @@ class BigGAN:
 
     Arguments:
         d: Entries of a code.
-        width: Channels at full resolution; twice as many at half, four times as many below.
+        width: Channels at full resolution; each halving has twice as many.
         judge: How the discriminator takes the class: ``projection`` or ``classifier``.
         attention: Whether both have a layer of self-attention at half the resolution.
         loss: Of the game.
@@ -166,9 +180,9 @@ class BigGAN:
     """
 
     d: int = 64
-    width: int = 32
+    width: int = 8
     judge: str = "projection"
-    attention: bool = True
+    attention: bool = False
     loss: str = "hinge"
     conditional = True
     prior = "normal"

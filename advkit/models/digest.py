@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -17,6 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from advkit.python import is_python
+
+LONGEST = 250
+"""No name of a file has more characters."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), np.generic, torch.dtype, torch.Size, torch.device)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 # What every module has, of which parameters, buffers and submodules are visited by name; and where transformers notes a folder.
@@ -38,6 +43,30 @@ def digest_of(module: Callable[..., Any]) -> str:
     attributes of its object, and the global names that it reads. A count of its calls kept in one of these is part of it too.
     """
     return _Digest().add(module).sha.hexdigest()
+
+
+def digest_files(value: Any) -> dict[str, str]:
+    """The hex SHA-256 of every file that a setting in a value names, by that setting.
+
+    Arguments:
+        value: An attack or a threat model (a dataclass), or a list, tuple or mapping of such; those within count too. A
+            setting names a file as a path, or as file.py:function.
+
+    >>> from advkit.attacks import PGD
+    >>> digest_files(PGD(steps=40))
+    {}
+    """
+    if isinstance(value, str):
+        path = Path(value.rpartition(":")[0] if is_python(value) else value).expanduser()
+        # No name of a file is that long, and to ask for it would be an error.
+        return {value: digest_file(path)} if len(value) < LONGEST and path.is_file() else {}
+    if dataclasses.is_dataclass(value):
+        parts: Iterable[Any] = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    else:
+        parts = value if isinstance(value, list | tuple) else ()
+    return {name: digest for part in parts for name, digest in digest_files(part).items()}
 
 
 class _Digest:
