@@ -11,7 +11,9 @@ stays at its random start; square asks the defended model for scores. ``naive`` 
 The adaptive attacks are rehearsed: PGD on the margin against a stand-in that searches for a shorter time, in each step with new
 draws. Only the last iterate is shown to the defended model, one answer of which may cost more than many steps. The first takes
 the gradient of the identity (Athalye, Carlini and Wagner, 2018, https://arxiv.org/abs/1802.00420), the second that of the
-projection on what the generator can draw, as the defense's own adaptive attack does.
+projection on what the generator can draw, as the defense's own adaptive attack does. The third needs no gradient of the search:
+it looks for two drawings that are close to each other, one that the network gets right and one that it gets wrong, and moves
+the input from the first to the second (after Jalal, Ilyas, Daskalakis and Dimakis, 2017, https://arxiv.org/abs/1712.09196).
 
 Of the defended model's answers most of five decide, as it draws. The seconds are those of an attack and its verdicts.
 """
@@ -33,11 +35,15 @@ from advkit.benchmarks.statistics import rate
 from advkit.defenses.inference import DefenseGAN
 from advkit.defenses.inference.defense_gan import Imitation
 from advkit.engine import Attack, frozen, perturb, run
+from advkit.losses import margin
 from advkit.threat import Lp
 
 VOTES = 5
 UNDEFENDED = "pgd, without the defense"
 NAIVE = ("fgsm of the network", "pgd of the network", "pgd as it is", "square")
+CODES, NEAR, SEARCH, WARM, RATE, WEIGHT, STEP, FAR = 6, 0.1, 250, 60, 0.05, 10.0, 0.05, 1e6
+"""Of the search between drawings: codes of each kind, their first deviation, steps of Adam, those before the point moves, the
+rate, the weight of the hinge, the first step of the point over the radius, and a distance beyond all others."""
 
 
 def right(model: nn.Module, x: Tensor, y: Tensor, votes: int = VOTES) -> Tensor:
@@ -45,6 +51,34 @@ def right(model: nn.Module, x: Tensor, y: Tensor, votes: int = VOTES) -> Tensor:
     with frozen(model), torch.no_grad():
         answers = torch.stack([model(x).argmax(1) == y for _ in range(votes)])
     return 2 * answers.sum(0) > votes
+
+
+def between(network: nn.Module, gan: DefenseGAN, x: Tensor, y: Tensor, threat: Lp, seed: int) -> Tensor:
+    """Points of the balls around x, (N, *), that are closer to drawings of something else than to drawings of y.
+
+    Each row has codes whose drawings the network gets right and codes whose drawings it gets wrong, held there by a hinge. All
+    follow the point, and the point goes from the closest drawing of the first kind to the closest of the second.
+    """
+    rng, n = torch.Generator().manual_seed(seed), len(x)
+    # As the defense's, the codes begin near the middle of the prior: only what it finds from there counts.
+    z = (NEAR * gan.source.latent(2 * n * CODES, rng)).to(x).requires_grad_(True)
+    classes = torch.randint(max(1, gan.source.classes), (len(z),), generator=rng).to(x.device) if gan.source.classes else None
+    sign = torch.tensor([1.0, -1.0]).to(x).repeat_interleave(n * CODES)
+    adam, x_adv = torch.optim.Adam([z], RATE), x
+    for i in range(SEARCH):
+        with torch.enable_grad(), frozen(network):
+            drawn = gan.source.decode(z, classes)
+            away = (drawn - x_adv.repeat_interleave(CODES, 0).repeat(2, 1, 1, 1)).square().flatten(1).sum(1)
+            astray = sign * margin(network(drawn), y.repeat_interleave(CODES).repeat(2))
+            adam.zero_grad()
+            (away + WEIGHT * (1 + astray).relu()).sum().backward()
+            adam.step()
+        with torch.no_grad():
+            weights = torch.softmax(-torch.where(astray < 0, away, away + FAR).view(2, n, CODES), 2)
+            right, other = (weights.view(2, n, CODES, 1, 1, 1) * drawn.view(2, n, CODES, *x.shape[1:])).sum(2)
+            rate = STEP * (1 - (i - WARM) / (SEARCH - WARM)) if i >= WARM else 0.0
+            x_adv = threat.project(x_adv + rate * threat.eps * (other - right).sign(), x)
+    return x_adv
 
 
 def attacks(
@@ -64,6 +98,12 @@ def attacks(
     def rehearsed(imitation: nn.Module) -> Tensor:
         return shown(PGD(settings.attack_steps, loss="margin"), nn.Sequential(imitation, network), settings.tries)
 
+    def drawn() -> Tensor:
+        stands = torch.ones_like(y, dtype=torch.bool)
+        for k in range(settings.tries):
+            stands &= right(defended, between(network, gan, x, y, threat, k), y)
+        return stands
+
     def asked(attack: Attack) -> Tensor:
         return ~run(attack, defended, x, y, threat, votes=VOTES).success
 
@@ -75,6 +115,7 @@ def attacks(
     yield NAIVE[3], lambda: asked(Square(settings.queries))
     yield "adaptive: the identity", lambda: rehearsed(Straight(projection))
     yield "adaptive: the projection", lambda: rehearsed(projection)
+    yield "adaptive: between drawings", drawn
 
 
 def line(name: str, stands: Tensor, seconds: float) -> None:

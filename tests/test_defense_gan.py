@@ -74,6 +74,10 @@ def wide():
     return Own(lambda z: z.tanh().view(-1, 1, 2, 2), d=4, shape=(1, 2, 2), low=-1.0)
 
 
+def everything():
+    return Own(lambda z: (4 * z).sigmoid().view(-1, 1, 2, 2), d=4, shape=(1, 2, 2))
+
+
 def broken():
     return Own(lambda z: (0 * z / 0).view(-1, 1, 2, 2), d=4, shape=(1, 2, 2))
 
@@ -266,6 +270,24 @@ def files(network, tmp_path_factory):
     return folder
 
 
+def test_between_drawings_succeeds_where_the_ball_reaches_another_class():
+    # Everything is a drawing, and the classes meet in a plane: the closest input of another class is known.
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, -2.0, 1.0, 4.0]]))
+        network[1].bias.copy_(torch.tensor([0.0, -3.0]))
+    everything = DefenseGAN(f"{__name__}:everything", steps=50)
+    x = torch.rand(50, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    y, threat = network(x).argmax(1), Lp(math.inf, 0.1)
+    x_adv = benchmark.between(network, everything, x, y, threat, seed=0)
+    assert threat.allows(x_adv, x).all()
+    margins = (network(x)[:, 1] - network(x)[:, 0]).abs() / 10
+    found = network(x_adv).argmax(1) != y
+    assert not found[margins > 0.1].any()
+    assert found[margins < 0.08].all()
+    assert 5 < int(found.sum()) < 45
+
+
 def test_another_generator_is_another_model(files):
     one = DefenseGAN(str(files / "g.safetensors"))
     parts = pair.build("dcgan(d=8, width=4)", (1, 28, 28), 10, seed=1)
@@ -318,6 +340,7 @@ def test_the_benchmark(files, monkeypatch, capsys):
         "square",
         "adaptive: the identity",
         "adaptive: the projection",
+        "adaptive: between drawings",
         "naive",
         "all",
     ]

@@ -108,7 +108,7 @@ class Match:
 MATCHES = {
     "mlp": Match(epochs=50, batch_size=100),
     "dcgan": Match(epochs=10, lr=1e-3, schedule="linear"),
-    "biggan": Match(epochs=5, lr=1e-3, lr_discriminator=5e-4, schedule="linear"),
+    "biggan": Match(epochs=4, lr=1e-3, lr_discriminator=5e-4, schedule="linear"),
     "ssgan": Match(epochs=100, batch_size=100, lr=3e-3, lr_discriminator=3e-3, small=1e-4, average=0.99, schedule="linear"),
 }
 """How each pair of networks that has a name is trained."""
