@@ -20,7 +20,7 @@ from advkit.errors import AccessError, UsageError
 from advkit.gan import invert, pair
 from advkit.gan.game import Match, play
 from advkit.gan.inverter import Inverter
-from advkit.gan.naturalness import opinion, scores
+from advkit.gan.naturalness import opinion, scores, together
 from advkit.gan.pair import Pair
 from advkit.latent import Latent
 from advkit.models import checkpoint, networks, wrap
@@ -30,7 +30,7 @@ from advkit.oracle import Access
 from advkit.threat import THREATS
 from advkit.train import Recipe, train
 
-CONDITIONAL, PLAIN = "biggan(d=6, width=4, attention=False)", "dcgan(d=5, width=4)"
+CONDITIONAL, PLAIN = "biggan(d=6, width=4)", "dcgan(d=5, width=4)"
 LINEAR = """
 import torch
 
@@ -489,6 +489,8 @@ def test_what_a_judge_says_is_counted():
     y, said = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])
     found = opinion(judge, one[y], one[torch.tensor([0, 2, 1, 0])], y, said)
     assert (found.clean, found.label, found.fooled, found.of) == (4, 2, 1, 4)
+    other = opinion(judge, one[y], one[torch.tensor([1, 1, 2, 0])], y, said)
+    assert (other.label, together([found]), together([found, other])) == (3, 2, 1)
 
 
 def test_a_discriminator_scores_successes_beside_data_and_samples():
@@ -534,6 +536,7 @@ def test_invert_attack_and_judge(folder, tmp_path, capsys):
     written = json.loads((out / "judge.json").read_text())
     assert written["schema"] == "advkit/judge/1"
     assert written["successes"] == written["judges"][0]["label"]["of"] == written["discriminator"]["successes"]["of"]
+    assert written["together"] == written["judges"][0]["label"]
     with pytest.raises(UsageError, match="is the attacked model"):
         command(gan_natural, "judge", out, "--judge", folder / "m0.safetensors")
 

@@ -384,7 +384,7 @@ def test_as_many_samples_as_data_are_on_the_right_side(both):
 
 
 def test_a_conditional_discriminator_is_told_the_class():
-    settings_, g, d = pairs.build("biggan(d=2, width=2, attention=False)", (1, 8, 8), 3)
+    settings_, g, d = pairs.build("biggan(d=2, width=2)", (1, 8, 8), 3)
     pair = pairs.Pair(settings_, (1, 8, 8), 0.0, 1.0, (), 3, g.eval(), d.eval())
     x, y = torch.rand(7, 1, 8, 8), torch.arange(7) % 3
     assert torch.allclose(scores(pair, x, y), pair.score(x, y))

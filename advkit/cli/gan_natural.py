@@ -94,11 +94,14 @@ def _show(evaluation: Evaluation, opinions: Sequence[Opinion], found: Scores | N
 
     from advkit.benchmarks.statistics import rate
     from advkit.cli import tables
+    from advkit.gan.naturalness import together
 
     n = opinions[0].of
     table = Table("judge", "still the label", "what the model says", "the label, before", title=f"{n} successes")
     for one in opinions:
         table.add_row(escape(one.judge), *(str(rate(count, one.of)) for count in (one.label, one.fooled, one.clean)))
+    if len(opinions) > 1:
+        table.add_row("all of them", str(rate(together(opinions), n)), "", "")
     tables.show(table, width=140)
     if (unmoved := _unmoved(evaluation)) > 0:
         print(f"{unmoved} of them are at distance 0: the model is wrong about what the search started from")
@@ -109,6 +112,7 @@ def _show(evaluation: Evaluation, opinions: Sequence[Opinion], found: Scores | N
 
 def _save(arguments: argparse.Namespace, evaluation: Evaluation, opinions: Sequence[Opinion], found: Scores | None) -> None:
     from advkit.benchmarks.statistics import rate
+    from advkit.gan.naturalness import together
     from advkit.version import __version__
 
     judges = [
@@ -135,6 +139,7 @@ def _save(arguments: argparse.Namespace, evaluation: Evaluation, opinions: Seque
         "successes": opinions[0].of,
         "at_distance_0": _unmoved(evaluation),
         "judges": judges,
+        "together": rate(together(opinions), opinions[0].of).to_json(),
         "discriminator": discriminator,
     }
     (arguments.folder / "judge.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ Symbols: x are inputs and y their labels, z adversarial examples that were made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ QUANTILE = 0.05
 """The share of the data whose scores are below the threshold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opinion:
     """What one classifier says of adversarial examples that were not made against it.
 
@@ -30,17 +31,30 @@ class Opinion:
         judge: Its name.
         digest: Of its weights.
         clean: How many of the inputs that the examples were made of it gets right.
-        label: How many of the examples it still calls by the label.
+        sees: Which of the examples it still calls by the label, with shape (N,).
         fooled: How many it calls what the attacked model does.
-        of: How many examples there are.
     """
 
     judge: str
     digest: str
     clean: int
-    label: int
+    sees: Tensor
     fooled: int
-    of: int
+
+    @property
+    def label(self) -> int:
+        """How many of the examples it still calls by the label."""
+        return int(self.sees.sum())
+
+    @property
+    def of(self) -> int:
+        """How many examples there are."""
+        return len(self.sees)
+
+
+def together(opinions: Sequence[Opinion]) -> int:
+    """How many of the examples every judge still calls by the label."""
+    return int(torch.stack([one.sees for one in opinions]).all(0).sum())
 
 
 def opinion(judge: Model, x: Tensor, z: Tensor, y: Tensor, said: Tensor) -> Opinion:
@@ -57,8 +71,8 @@ def opinion(judge: Model, x: Tensor, z: Tensor, y: Tensor, said: Tensor) -> Opin
         ModelError: The classifier does not take such inputs.
     """
     clean, adversarial = (_answers(judge, seen) for seen in (x, z))
-    right, label, fooled = (int((a == b).sum()) for a, b in ((clean, y), (adversarial, y), (adversarial, said)))
-    return Opinion(judge.name, judge.digest, right, label, fooled, len(z))
+    right, fooled = int((clean == y).sum()), int((adversarial == said).sum())
+    return Opinion(judge.name, judge.digest, right, adversarial == y, fooled)
 
 
 def _answers(judge: Model, x: Tensor) -> Tensor:
