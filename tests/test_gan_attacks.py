@@ -12,6 +12,7 @@ from torch import nn
 from advkit import Lp, Worst, evaluate, spec
 from advkit.attacks import PGD, AdvGAN, Natural, Uniform, Unrestricted
 from advkit.attacks.advgan import AdvGANGame, Critic, Generator, Judges, Student, Trained
+from advkit.benchmarks import one_pass
 from advkit.benchmarks.plan import parse_threat
 from advkit.cli import gan_attack, gan_invert, gan_natural, main
 from advkit.data import from_tensors, load
@@ -423,6 +424,17 @@ def test_a_game_gives_the_same_generator_again(model, student):
         weights.append(torch.cat([p.flatten() for p in game.generator.parameters()]))
         assert math.isfinite(last.g_loss)
     assert torch.equal(*weights)
+
+
+def test_the_benchmark_of_one_pass(folder, tmp_path, monkeypatch, capsys):
+    trained(tmp_path / "a.safetensors")
+    given = "--generator", tmp_path / "a.safetensors", "--model", folder / "m0.safetensors", "--data", "mnist-5k", "--limit", 20
+    monkeypatch.setattr("sys.argv", ["one_pass", *map(str, given)])
+    one_pass.main()
+    one, many, ratio = capsys.readouterr().out.splitlines()
+    assert one.startswith("advgan: fools ")
+    assert many.startswith("pgd(steps=40): fools ")
+    assert int(ratio.split()[2]) > 1
 
 
 def test_a_generator_fools_where_noise_does_not(folder, model, tmp_path):

@@ -5,7 +5,7 @@ Symbols: z is a code, (N, d), standard normal, which also steers the generator's
 
 In two things this differs from the papers, as small images in a few thousand steps showed that it must
 (``docs/measurements.md``). The class enters the generator's first layer only: where it steers the normalization too, each class
-is soon drawn in one way. And the discriminator judges its last maps place by place, not their sum.
+is soon drawn in one way. And the discriminator, whose ReLU leaks, judges its last maps place by place, not their sum.
 """
 
 from __future__ import annotations
