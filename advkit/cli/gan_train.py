@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   advkit gan train --model dcgan --data mnist-5k --out g.safetensors
-  advkit gan train --model "biggan(width=64)" --data hf:uoft-cs/cifar10 --device cuda --precision bfloat16 --out c.safetensors
+  advkit gan train --model biggan --data hf:ylecun/mnist --out c.safetensors
+  advkit gan train --model "biggan(width=64)" --data hf:uoft-cs/cifar10 --out c.safetensors \\
+    --lr 1e-4 --lr-discriminator 4e-4 --device cuda
   advkit gan train --model ssgan --labels 100 --data hf:ylecun/mnist --out s.safetensors
-  torchrun --nproc-per-node 8 -m advkit gan train --model biggan --data hf:uoft-cs/cifar10 --device cuda --out c.safetensors
+  torchrun --nproc-per-node 8 -m advkit gan train --model dcgan --data hf:uoft-cs/cifar10 --device cuda --out c.safetensors
 
 A run that was stopped goes on after its last whole epoch when the same command is given again. Each epoch's samples are drawn
 from the same codes and written to a folder beside the file.
