@@ -88,34 +88,27 @@ def attacks(
     defended = gan.around(network)
     projection = Imitation(gan.shorter())
 
-    def shown(attack: Attack, surrogate: nn.Module, tries: int = 1) -> Tensor:
-        stands = torch.ones_like(y, dtype=torch.bool)
-        for k in range(tries):
-            x_adv = perturb(attack, surrogate, x, y, threat, rng=torch.Generator().manual_seed(k))
-            stands &= right(defended, x_adv, y)
-        return stands
+    def shown(make: Callable[[int], Tensor], tries: int = 1) -> Tensor:
+        return torch.stack([right(defended, make(k), y) for k in range(tries)]).all(0)
+
+    def made(attack: Attack, surrogate: nn.Module) -> Callable[[int], Tensor]:
+        return lambda k: perturb(attack, surrogate, x, y, threat, rng=torch.Generator().manual_seed(k))
 
     def rehearsed(imitation: nn.Module) -> Tensor:
-        return shown(PGD(settings.attack_steps, loss="margin"), nn.Sequential(imitation, network), settings.tries)
-
-    def drawn() -> Tensor:
-        stands = torch.ones_like(y, dtype=torch.bool)
-        for k in range(settings.tries):
-            stands &= right(defended, between(network, gan, x, y, threat, k), y)
-        return stands
+        return shown(made(PGD(settings.attack_steps, loss="margin"), nn.Sequential(imitation, network)), settings.tries)
 
     def asked(attack: Attack) -> Tensor:
         return ~run(attack, defended, x, y, threat, votes=VOTES).success
 
     yield UNDEFENDED, lambda: ~run(PGD(), network, x, y, threat).success
-    yield NAIVE[0], lambda: shown(FGSM(), network)
-    yield NAIVE[1], lambda: shown(PGD(), network)
+    yield NAIVE[0], lambda: shown(made(FGSM(), network))
+    yield NAIVE[1], lambda: shown(made(PGD(), network))
     # Where the gradient is 0, more steps only ask again.
     yield NAIVE[2], lambda: asked(PGD(1))
     yield NAIVE[3], lambda: asked(Square(settings.queries))
     yield "adaptive: the identity", lambda: rehearsed(Straight(projection))
     yield "adaptive: the projection", lambda: rehearsed(projection)
-    yield "adaptive: between drawings", drawn
+    yield "adaptive: between drawings", lambda: shown(lambda k: between(network, gan, x, y, threat, k), settings.tries)
 
 
 def line(name: str, stands: Tensor, seconds: float) -> None:
