@@ -147,7 +147,7 @@ def alarm(history: Sequence[Round]) -> str:
     if not last or not all(entry.collapsed for entry in last):
         return ""
     lost = f"{100 * last[-1].lost:.0f} % of the data lie where the generator hardly draws"
-    return f"mode collapse: {lost}; try another seed, a lower learning rate, a hinge loss (biggan), or dcgan(minibatch=16)"
+    return f"mode collapse: {lost}; try more epochs, another seed, a lower learning rate, or dcgan(minibatch=16)"
 
 
 @dataclass(frozen=True)
