@@ -109,6 +109,7 @@ def test_a_run_with_another_generator_of_the_same_name_is_another_run(folder, mo
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     threat, attack = Latent(str(tmp_path / names[0]), eps=0.1), Worst((PGD(1), Unrestricted(1, guard=str(tmp_path / names[1]))))
     assert set(digest_files([threat, attack])) == {str(tmp_path / name) for name in names}
+    assert digest_files({"text": "t" * 5000 + ".pt", "nothing": "margin", "folder": str(tmp_path)}) == {}
     evaluate(wrap(model), digits(4), threat=threat, attacks="unrestricted(steps=1)", out=tmp_path / "run")
     (tmp_path / names[0]).write_bytes((folder / names[1]).read_bytes())
     with pytest.raises(UsageError, match="holds another run"):

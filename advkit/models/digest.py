@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,8 +21,6 @@ from torch.nn.parameter import is_lazy
 
 from advkit.python import is_python
 
-LONGEST = 250
-"""No name of a file has more characters."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), np.generic, torch.dtype, torch.Size, torch.device)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 # What every module has, of which parameters, buffers and submodules are visited by name; and where transformers notes a folder.
@@ -50,7 +49,7 @@ def digest_files(value: Any) -> dict[str, str]:
 
     Arguments:
         value: An attack or a threat model (a dataclass), or a list, tuple or mapping of such; those within count too. A
-            setting names a file as a path, or as file.py:function.
+            setting names a file as a path with an ending, or as file.py:function.
 
     >>> from advkit.attacks import PGD
     >>> digest_files(PGD(steps=40))
@@ -58,8 +57,8 @@ def digest_files(value: Any) -> dict[str, str]:
     """
     if isinstance(value, str):
         path = Path(value.rpartition(":")[0] if is_python(value) else value).expanduser()
-        # No name of a file is that long, and to ask for it would be an error.
-        return {value: digest_file(path)} if len(value) < LONGEST and path.is_file() else {}
+        # What has no ending names something else, as "margin", whatever lies in the folder. os.path takes any text.
+        return {value: digest_file(path)} if path.suffix and os.path.isfile(path) else {}
     if dataclasses.is_dataclass(value):
         parts: Iterable[Any] = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
     elif isinstance(value, Mapping):
