@@ -288,6 +288,17 @@ def test_between_drawings_succeeds_where_the_ball_reaches_another_class():
     assert 5 < int(found.sum()) < 45
 
 
+def test_between_drawings_of_classes_stays_in_the_ball_and_moves():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.stack([torch.zeros(16), torch.ones(16)]))
+        network[1].bias.copy_(torch.tensor([0.0, -8.0]))
+    x, threat = torch.full((2, 1, 4, 4), 0.4), Lp(math.inf, 0.2)
+    x_adv = benchmark.between(network, DefenseGAN(f"{__name__}:classes"), x, torch.tensor([0, 0]), threat, seed=0)
+    assert threat.allows(x_adv, x).all()
+    assert (network(x_adv).argmax(1) == 1).all()
+
+
 def test_another_generator_is_another_model(files):
     one = DefenseGAN(str(files / "g.safetensors"))
     parts = pair.build("dcgan(d=8, width=4)", (1, 28, 28), 10, seed=1)

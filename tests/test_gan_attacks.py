@@ -116,6 +116,15 @@ def test_a_run_with_another_generator_of_the_same_name_is_another_run(folder, mo
         evaluate(wrap(model), digits(4), threat=threat, attacks="unrestricted(steps=1)", out=tmp_path / "run")
 
 
+def test_a_named_file_that_cannot_be_read_is_one_sentence(folder, monkeypatch):
+    def denied(*_):
+        raise PermissionError("permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UsageError, match=r"g\.safetensors cannot be read: permission denied"):
+        digest_files(Latent(str(folder / "g.safetensors")))
+
+
 @pytest.mark.parametrize("name", ["c.safetensors", "g.safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zero_gives_the_drawing_and_rows_are_their_own(folder, name, dtype):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from advkit.errors import UsageError, first_line
 from advkit.python import is_python
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), np.generic, torch.dtype, torch.Size, torch.device)
@@ -51,6 +52,9 @@ def digest_files(value: Any) -> dict[str, str]:
         value: An attack or a threat model (a dataclass), or a list, tuple or mapping of such; those within count too. A
             setting names a file as a path with an ending, or as file.py:function.
 
+    Raises:
+        UsageError: A file cannot be read.
+
     >>> from advkit.attacks import PGD
     >>> digest_files(PGD(steps=40))
     {}
@@ -58,7 +62,10 @@ def digest_files(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         path = Path(value.rpartition(":")[0] if is_python(value) else value).expanduser()
         # What has no ending names something else, as "margin", whatever lies in the folder. os.path takes any text.
-        return {value: digest_file(path)} if path.suffix and os.path.isfile(path) else {}
+        try:
+            return {value: digest_file(path)} if path.suffix and os.path.isfile(path) else {}
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {first_line(error)}") from None
     if dataclasses.is_dataclass(value):
         parts: Iterable[Any] = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
     elif isinstance(value, Mapping):
